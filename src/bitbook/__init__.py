@@ -1,0 +1,34 @@
+"""bitbook: small networks from bits (scalar quantization), codebooks (vector quantization), and their fusion."""
+
+from bitbook.apply import Coverage as Coverage
+from bitbook.apply import compress as compress
+from bitbook.apply import dequantize_ as dequantize_
+from bitbook.apply import freeze as freeze
+from bitbook.apply import load as load
+from bitbook.apply import quantize_ as quantize_
+from bitbook.artifact import Artifact as Artifact
+from bitbook.artifact import Ledger as Ledger
+from bitbook.artifact import read as read
+from bitbook.artifact import read_ledger as ledger
+from bitbook.artifact import save as save
+from bitbook.inputs import calibrate as calibrate
+from bitbook.plan import Activation as Activation
+from bitbook.plan import Plan as Plan
+from bitbook.qat import FakeQuantize as FakeQuantize
+from bitbook.qat import Regime as Regime
+from bitbook.quantizer import FitOptions as FitOptions
+from bitbook.quantizer import Quantized as Quantized
+from bitbook.quantizer import Quantizer as Quantizer
+from bitbook.quantizer import quantize as quantize
+from bitbook.scalar.leaves import Float as Float
+from bitbook.scalar.leaves import Integer as Integer
+from bitbook.scalar.levels import Binary as Binary
+from bitbook.scalar.levels import Ternary as Ternary
+from bitbook.scalar.pruned import Pruned as Pruned
+from bitbook.scalar.uniform import Uniform as Uniform
+from bitbook.train import Training as Training
+from bitbook.train import evaluate as evaluate
+from bitbook.train import train as train
+from bitbook.vector.codebook import Codebook as Codebook
+
+__version__ = "0.1.0"

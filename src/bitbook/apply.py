@@ -1,0 +1,268 @@
+"""Plans meet models: quantize in place, freeze into an artifact, load an artifact back.
+
+    model ──quantize_(plan)──► model with slots ──(training)──► freeze ──► Artifact ──save──► file
+    file ──read──► Artifact ──restore──► plain model
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Generator, Tensor, nn
+
+from bitbook.artifact import Artifact, QuantizedInput, read
+from bitbook.errors import ModelMismatch, PlanError, WeightError
+from bitbook.inputs import CALIBRATION_EXAMPLES, CHILD, InputQuantizer, calibrate, put_before, take_away
+from bitbook.plan import Plan
+from bitbook.qat import FakeQuantize, Regime
+from bitbook.quantizer import FitOptions, Quantized, Quantizer
+from bitbook.slot import SLOTS, attach, detach, slots
+from bitbook.train import Training, train
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What `quantize_` did: the recipe of each tensor it took, and what stayed dense and why."""
+
+    quantized: Mapping[str, Quantizer]
+    dense: Mapping[str, str]
+
+    def __str__(self) -> str:
+        rows = [f"{name}: {recipe!r}" for name, recipe in self.quantized.items()]
+        rows += [f"{name}: dense, {reason}" for name, reason in self.dense.items()]
+        return "\n".join(rows)
+
+
+class Place(NamedTuple):
+    """Where a tensor sits: its full name, the module that owns it, the attribute."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+
+
+def quantize_(
+    model: nn.Module,
+    plan: Plan,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    *,
+    options: FitOptions = FitOptions(),
+    regime: Regime = Regime(),
+    importance: Mapping[str, Tensor] | None = None,
+    generator: Generator | None = None,
+) -> Coverage:
+    """Quantize `model` in place by `plan`; it can then be evaluated, trained on, and frozen.
+
+    Args:
+        model: any module; layers keep their classes, quantized tensors become slots.
+        plan: which tensors and inputs, and how.
+        filter_fn: `(module, tensor name) → bool`; tensors it refuses stay dense.
+        options: how side tensors are found.
+        regime: what moves during training.
+        importance: per tensor name, weights of squared errors.
+        generator: drives k-means seeding.
+
+    Raises:
+        PlanError: a pattern names nothing, a recipe does not fit its tensor, or two names of one tied
+            tensor ask for different recipes.
+        WeightError: a tensor holds NaN or infinity.
+    """
+    shared = list(_parameters(model))
+    recipes = plan.recipes([place.name for places in shared for place in places])
+    modules = {name: module for name, module in model.named_modules() if name and not _is_ours(name)}
+    activations = plan.activations(modules)
+    sources: list[tuple[list[Place], FakeQuantize]] = []
+    dense: dict[str, str] = {}
+    for places in shared:
+        name = places[0].name
+        recipe = _one_recipe(places, recipes)
+        if recipe is None:
+            dense[name] = "by plan" if plan.names(name) else "no pattern names it"
+            continue
+        if filter_fn is not None and not all(filter_fn(place.module, place.name) for place in places):
+            dense[name] = "refused by filter_fn"
+            continue
+        weight = places[0].module._parameters[places[0].attribute]
+        try:
+            source = FakeQuantize(
+                recipe,
+                cast(Tensor, weight),
+                regime=regime,
+                options=options,
+                importance=(importance or {}).get(name),
+                generator=generator,
+            )
+        except (PlanError, WeightError) as error:
+            raise type(error)(f"{name}: {error}") from error
+        sources.append((places, source))
+    # Everything that depends on the weights has worked out; only now the model changes.
+    for name, activation in activations.items():
+        if activation is not None:
+            put_before(modules[name], InputQuantizer(activation))
+    for places, source in sources:
+        for place in places:
+            attach(place.module, place.attribute, source)
+    return Coverage({places[0].name: source.recipe for places, source in sources}, dense)
+
+
+@torch.no_grad()
+def dequantize_(model: nn.Module) -> nn.Module:
+    """Undo `quantize_` in place, keeping the quantized values: every slot becomes a plain parameter again.
+
+    Tied tensors stay tied.  Returns the model.
+    """
+    parameters: dict[int, nn.Parameter] = {}
+    for module in list(model.modules()):
+        for attribute, source in slots(module).items():
+            detach(module, attribute)
+            parameter = parameters.setdefault(id(source), module._parameters[attribute])  # type: ignore[arg-type]
+            module._parameters[attribute] = parameter
+    for module in model.modules():
+        take_away(module)
+    return model
+
+
+@torch.no_grad()
+def freeze(model: nn.Module) -> Artifact:
+    """Everything `model` needs to be restored: quantized tensors, dense ones, buffers, input ranges."""
+    tensors: dict[str, Quantized | Tensor] = {}
+    aliases: dict[str, str] = {}
+    first_name: dict[int, str] = {}
+    for place, tensor in _contents(model):
+        key = id(tensor)
+        if key in first_name:
+            aliases[place.name] = first_name[key]
+            continue
+        first_name[key] = place.name
+        # A copy: the model may train on.
+        tensors[place.name] = tensor.freeze() if isinstance(tensor, FakeQuantize) else tensor.detach().clone()
+    inputs = {
+        name.removesuffix(f".{CHILD}"): QuantizedInput(module.activation, module.freeze())
+        for name, module in model.named_modules()
+        if isinstance(module, InputQuantizer)
+    }
+    return Artifact(tensors, inputs, aliases)
+
+
+@torch.no_grad()
+def restore(artifact: Artifact, model: nn.Module) -> nn.Module:
+    """Copy an artifact's tensors into a plain `model` and quantize its inputs as the artifact says.
+
+    Raises `ModelMismatch` where names or shapes differ; the model is then untouched.
+    """
+    places = {place.name: tensor for place, tensor in _contents(model)}
+    if any(isinstance(tensor, FakeQuantize) for tensor in places.values()):
+        raise ModelMismatch("the model is quantized already; load into a fresh one")
+    stored = artifact.state_dict()
+    missing, extra = sorted(places.keys() - stored.keys()), sorted(stored.keys() - places.keys())
+    if missing or extra:
+        raise ModelMismatch(f"the file lacks {missing or 'nothing'} of the model and has {extra or 'nothing'} beside it")
+    for name, value in stored.items():
+        if value.shape != places[name].shape:
+            raise ModelMismatch(f"{name}: {tuple(value.shape)} in the file, {tuple(places[name].shape)} in the model")
+    tied: dict[int, str] = {}
+    for name, value in stored.items():
+        other = tied.setdefault(id(places[name]), name)
+        if stored[other] is not value and not torch.equal(stored[other], value):
+            raise ModelMismatch(f"{other} and {name} are one tied tensor in the model and two different ones in the file")
+    modules = dict(model.named_modules())
+    unknown = artifact.inputs.keys() - modules.keys()
+    if unknown:
+        raise ModelMismatch(f"the file quantizes the inputs of {sorted(unknown)}, which the model does not have")
+    if any(isinstance(module, InputQuantizer) for module in modules.values()):
+        raise ModelMismatch("the inputs of the model are quantized already; load into a fresh one")
+    for name, value in stored.items():
+        places[name].copy_(value)
+    for name, quantized in artifact.inputs.items():
+        quantizer = InputQuantizer(quantized.activation)
+        quantizer.stored = dict(quantized.side)
+        put_before(modules[name], quantizer)
+    return model
+
+
+def compress(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    data: tuple[Tensor, Tensor] | None = None,
+    training: Training | None = None,
+    options: FitOptions = FitOptions(),
+    regime: Regime = Regime(),
+    seed: int = 0,
+) -> Artifact:
+    """Compress a copy of `model` by `plan`; `save` writes the result, and `model` stays as it is.
+
+    Args:
+        model: any trained module.
+        plan: which tensors and inputs, and how.
+        data: inputs and labels; calibrates input ranges where the plan asks for it.
+        training: quantization-aware training on `data` after the fit; None: none.
+        options: how side tensors are found.
+        regime: what moves during training.
+        seed: of k-means seeding and of the order of training examples.
+
+    Raises `PlanError` where plan and model do not fit, or data are needed and missing.
+    """
+    model = copy.deepcopy(model)
+    generator = Generator().manual_seed(seed)
+    quantize_(model, plan, options=options, regime=regime, generator=generator)
+    needs_ranges = [a for a in plan.inputs.values() if a is not None and a.range == "calibrated"]
+    if data is None and (training is not None or needs_ranges):
+        raise PlanError(f"{'training' if training else 'a calibrated input range'} needs data; pass data=(inputs, labels)")
+    if needs_ranges and data is not None:
+        calibrate(model, [data[0][:CALIBRATION_EXAMPLES]])
+    if training is not None and data is not None:
+        train(model, *data, training, generator=generator)
+    return freeze(model)
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Read a bitbook file into `model` (a fresh one of the right architecture) and return it.
+
+    Raises `CorruptArtifact` for a damaged file and `ModelMismatch` for another model's.
+    """
+    return restore(read(path), model)
+
+
+def _is_ours(name: str) -> bool:
+    return not {SLOTS, CHILD}.isdisjoint(name.split("."))
+
+
+def _parameters(model: nn.Module) -> Iterator[list[Place]]:
+    """All parameters that are not quantized yet, each with every place it is tied to."""
+    places: dict[int, list[Place]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if _is_ours(prefix):
+            continue
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                places.setdefault(id(parameter), []).append(Place(name, module, attribute))
+    for same in places.values():
+        distinct = {(id(place.module), place.attribute): place for place in reversed(same)}
+        yield list(reversed(distinct.values()))
+
+
+def _contents(model: nn.Module) -> Iterator[tuple[Place, FakeQuantize | Tensor]]:
+    """Every stored tensor of a model with its source: slots, parameters, persistent buffers."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if _is_ours(prefix):
+            continue
+        kept = {k: b for k, b in module._buffers.items() if k not in module._non_persistent_buffers_set}
+        for attribute, tensor in {**slots(module), **module._parameters, **kept}.items():
+            if tensor is not None:
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                yield Place(name, module, attribute), cast(FakeQuantize | Tensor, tensor)
+
+
+def _one_recipe(places: list[Place], recipes: Mapping[str, Quantizer | None]) -> Quantizer | None:
+    asked = {place.name: recipes[place.name] for place in places if recipes[place.name] is not None}
+    if len(set(asked.values())) > 1:
+        listed = ", ".join(f"{name}: {recipe!r}" for name, recipe in asked.items())
+        raise PlanError(f"{listed} — these names are one tied tensor; give them one recipe")
+    return next(iter(asked.values()), None)

@@ -1,0 +1,104 @@
+"""What several commands' options are called, and what their texts stand for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitbook.errors import DataError, ModelMismatch, PlanError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bitbook.data import Dataset, Split
+
+InputFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file that bitbook wrote.")]
+Output = Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="The file to write.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="A built-in model (mlp-784-128-64-10, lenet-300-100, lenet-5, or mlp-A-B-… of any sizes), or "
+        "package.module:callable of yours, which is called without arguments and returns an nn.Module."
+    ),
+]
+DATA_HELP = (
+    "digits, mnist, or package.module:callable of yours, which is called without arguments and returns a "
+    "bitbook.data.Dataset. The model gets its examples as they are: rows of numbers."
+)
+Holdout = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="How many training examples are held out for validation.", show_default="one in ten"
+    ),
+]
+Batch = Annotated[int, typer.Option(min=1, help="Examples per batch.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def build(model: str) -> nn.Module:
+    """The model that --model names; a built-in one has random weights."""
+    from torch import nn
+
+    from bitbook.importing import import_callable
+    from bitbook.models import build_model
+
+    if ":" not in model:
+        return build_model(model, seed=0)
+    _import_from_here()
+    built = import_callable(model, PlanError)()
+    if not isinstance(built, nn.Module):
+        raise PlanError(f"{model} returned {type(built).__name__}; it must return an nn.Module")
+    return built
+
+
+def load_data(name: str, model: nn.Module) -> Dataset:
+    """The data set that --data names, once it is known that the model takes its examples."""
+    import torch
+
+    from bitbook.data import load_dataset
+
+    if ":" in name:
+        _import_from_here()
+    dataset = load_dataset(name)
+    examples = dataset.test_x[:2]
+    if len(examples) == 0:
+        raise DataError(f"{name} has no test examples")
+    try:
+        with torch.no_grad():
+            logits = model.eval()(examples)
+    except Exception as error:  # whatever a foreign model makes of an input it does not expect
+        raise ModelMismatch(
+            f"the model does not take the examples of {name}, rows of {tuple(examples.shape[1:])}: {error}"
+        ) from error
+    if tuple(logits.shape) != (len(examples), dataset.classes):
+        raise ModelMismatch(
+            f"the model answers {len(examples)} examples with {tuple(logits.shape)} numbers; the "
+            f"{dataset.classes} classes of {name} need {(len(examples), dataset.classes)}"
+        )
+    return dataset
+
+
+def held_out(dataset: Dataset, holdout: int | None) -> Split:
+    """The training and validation parts that every command means by them."""
+    from bitbook.data import split
+
+    return split(dataset, len(dataset.train_x) // 10 if holdout is None else holdout)
+
+
+def check_output(output: Path, *inputs: Path | None) -> None:
+    """Refuse an output that would overwrite an input, or that cannot be written, before any work is done."""
+    for path in inputs:
+        if path is not None and output.exists() and output.samefile(path):
+            raise PlanError(f"{output} is an input of this command; write to another file")
+    if not output.parent.is_dir():
+        raise PlanError(f"{output} cannot be written: there is no folder {output.parent}")
+
+
+def _import_from_here() -> None:
+    """Let modules of the current folder be imported, as `python -m` does."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())

@@ -1,0 +1,270 @@
+"""`compress`: a model's weights to a small file, and what that costs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from glob import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from bitbook.cli.arguments import (
+    DATA_HELP,
+    AsJson,
+    Batch,
+    Holdout,
+    Model,
+    Output,
+    build,
+    check_output,
+    held_out,
+    load_data,
+)
+from bitbook.cli.show import (
+    Summary,
+    bits_text,
+    print_json,
+    print_table,
+    shape_text,
+    sizes,
+    summaries,
+    total_line,
+)
+from bitbook.errors import PlanError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bitbook.artifact import Artifact
+    from bitbook.plan import Plan
+
+Accuracies = Mapping[str, Mapping[str, float]]
+"""Split → "before" and "after" → percent."""
+
+
+def compress(
+    model: Model,
+    output: Output,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Trained weights: .safetensors, or .pt as torch.save(model.state_dict(), …) writes it. "
+            "Needed unless your callable returns a trained model.",
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A plan as JSON, as Plan.to_json gives it."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Instead of a plan: one recipe as in Python, such as 'Uniform(4)'.")
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --recipe: the tensors it takes, a pattern such as 'fc*.weight'; may be repeated.",
+            show_default="all with two or more dimensions",
+        ),
+    ] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option(help="With --recipe: a recipe for the inputs of the same layers, such as 'Uniform(8)'."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help=f"To measure accuracy, and to train on: {DATA_HELP}")
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Epochs of quantization-aware training; needs --data.")
+    ] = 0,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    batch: Batch = 64,
+    momentum: Annotated[float, typer.Option(min=0, help="Momentum.")] = 0.0,
+    schedule: Annotated[
+        Literal["constant", "cosine"], typer.Option(help="How the learning rate goes on.")
+    ] = "constant",
+    holdout: Holdout = None,
+    seed: Annotated[int, typer.Option(help="Of k-means and of the order of training examples.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compress a trained model into a file, and say what it costs in bytes, weight error and accuracy.
+
+    Accuracy is that of the file, read back. Which examples are held out for validation is always the same.
+
+    \b
+    Examples:
+      bitbook compress --model lenet-5 --weights lenet.pt --recipe 'Uniform(4)' -o small.safetensors
+      bitbook compress --model my.models:net --weights net.safetensors -o small.safetensors \\
+        --recipe 'Codebook(256, (1, 4), centroids=Uniform(5))' --layers 'conv*.weight' \\
+        --data my.data:photos --epochs 5 --lr 0.001
+    """
+    from bitbook.apply import compress as compress_model
+    from bitbook.apply import load
+    from bitbook.artifact import save
+    from bitbook.train import Training
+
+    check_output(output, weights, plan)
+    if epochs and data is None:
+        raise PlanError("--epochs needs --data: the examples to train on")
+    training = Training(epochs, lr, batch, momentum, schedule) if epochs else None
+    network = _trained(model, weights)
+    chosen = _plan(network, plan, recipe, layers, inputs)
+    dataset = None if data is None else load_data(data, network)
+    parts = None if dataset is None else held_out(dataset, holdout)
+    artifact = compress_model(
+        network,
+        chosen,
+        data=None if parts is None else (parts.train_x, parts.train_y),
+        training=training,
+        seed=seed,
+    )
+    ledger = save(artifact, output)
+    accuracies: Accuracies = {}
+    if dataset is not None and parts is not None:
+        measured = {"test": (dataset.test_x, dataset.test_y)}
+        if training is not None and len(parts.val_x):
+            measured["validation"] = (parts.val_x, parts.val_y)
+        accuracies = _accuracies(network, load(output, copy.deepcopy(network)), measured)
+    rows = _rows(network, chosen, artifact, summaries(ledger))
+    if as_json:
+        whole = {"file": str(output), "plan": chosen.to_json(), **sizes(ledger)}
+        print_json({**whole, "accuracy": accuracies, "aliases": dict(artifact.aliases), "tensors": rows})
+        return
+    _show(rows)
+    for alias, name in artifact.aliases.items():
+        typer.echo(f"{alias} is tied to {name} and stored once")
+    for name, quantized in artifact.inputs.items():
+        activation = quantized.activation
+        typer.echo(f"the input of {name} is quantized by {activation.recipe!r}, range: {activation.range}")
+    for split, percent in accuracies.items():
+        typer.echo(f"{split} accuracy: {percent['before']:.2f} % before, {percent['after']:.2f} % after")
+    typer.echo(total_line(output, ledger))
+
+
+def _trained(model: str, weights: Path | None) -> nn.Module:
+    from bitbook.checkpoint import load_weights
+
+    network = build(model)
+    if weights is not None:
+        return load_weights(weights, network)
+    if ":" not in model:
+        raise PlanError(f"the weights of a fresh {model} are random; pass trained ones with --weights")
+    return network
+
+
+def _plan(
+    model: nn.Module, plan: Path | None, recipe: str | None, layers: Sequence[str] | None, inputs: str | None
+) -> Plan:
+    """The plan that the options spell out."""
+    from bitbook.plan import Activation, Plan, parse_recipe
+
+    if (plan is None) == (recipe is None):
+        raise PlanError("pass either --plan or --recipe")
+    if plan is not None:
+        if layers or inputs:
+            raise PlanError("--layers and --inputs go with --recipe; a plan says both itself")
+        try:
+            return Plan.from_json(json.loads(plan.read_text()))
+        except ValueError as error:  # a PlanError too
+            raise PlanError(f"{plan}: {error}") from error
+    assert recipe is not None
+    parsed = parse_recipe(recipe)
+    if layers:
+        names = [
+            name
+            for name, _ in model.named_parameters(remove_duplicate=False)
+            if any(fnmatchcase(name, pattern) for pattern in layers)
+        ]
+        patterns = layers
+    else:
+        names = [name for name, w in model.named_parameters(remove_duplicate=False) if w.dim() >= 2]
+        patterns = [escape(name) for name in names]
+    if not patterns:
+        raise PlanError(
+            "no tensor of the model has two or more dimensions; name those to quantize with --layers"
+        )
+    modules = dict.fromkeys(escape(name.rpartition(".")[0]) for name in names) if inputs else {}
+    activation = Activation(parse_recipe(inputs)) if inputs else None
+    return Plan(dict.fromkeys(patterns, parsed), dict.fromkeys(modules, activation))
+
+
+def _accuracies(before: nn.Module, after: nn.Module, measured: Mapping[str, Any]) -> Accuracies:
+    from bitbook.train import evaluate
+
+    models = {"before": before, "after": after}
+    return {
+        split: {when: evaluate(model, x, y).accuracy for when, model in models.items()}
+        for split, (x, y) in measured.items()
+    }
+
+
+def _rows(
+    model: nn.Module, plan: Plan, artifact: Artifact, stored: Mapping[str, Summary]
+) -> list[dict[str, Any]]:
+    """What the file has of each tensor: bytes, and either the error of its weights or why it is dense."""
+    from bitbook.quantizer import Quantized
+
+    originals = model.state_dict()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    rows = []
+    for name, summary in stored.items():
+        row = summary.to_json()
+        tensor = artifact.tensors.get(name)
+        if isinstance(tensor, Quantized):
+            row["stored_as"] = repr(tensor.recipe)
+            row |= weight_error(originals[name], tensor.decode())
+        elif tensor is not None:
+            reason = "by plan" if plan.names(name) else "no pattern names it"
+            row["dense"] = reason if name in parameters else "a buffer"
+        rows.append(row)
+    return rows
+
+
+def weight_error(w: Tensor, stored: Tensor) -> dict[str, float | None]:
+    """`relative_mse` = ‖w − ŵ‖² / ‖w‖², and the same as a signal-to-noise ratio in dB.
+
+    None stands for infinity: the ratio of tensors that are equal, the error of a tensor of zeros that are not.
+    """
+    w = w.double()
+    error, power = (w - stored.double()).square().sum().item(), w.square().sum().item()
+    relative = error / power if power else None
+    if not error:
+        return {"relative_mse": 0.0, "snr_db": None}
+    return {"relative_mse": relative, "snr_db": -10 * math.log10(relative) if relative else None}
+
+
+def _show(rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = {
+        "tensor": "left",
+        "stored as": "left",
+        "shape": "right",
+        "bytes": "right",
+        "bits per weight": "right",
+    }
+    print_table(
+        {**columns, "relative squared error": "right", "SNR dB": "right"},
+        (
+            [
+                row["tensor"],
+                f"{row['stored_as']}, dense: {row['dense']}" if "dense" in row else row["stored_as"],
+                shape_text(row["shape"]),
+                f"{row['bytes']:,}",
+                bits_text(row["bits_per_weight"]),
+                _number_text(row, "relative_mse", ".3g"),
+                _number_text(row, "snr_db", ".1f"),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _number_text(row: Mapping[str, Any], key: str, style: str) -> str:
+    if key not in row:
+        return ""
+    return "∞" if row[key] is None else format(row[key], style)

@@ -1,0 +1,136 @@
+"""`inspect`, `decompress` and `evaluate`: what can be done with a file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bitbook.cli.arguments import (
+    DATA_HELP,
+    AsJson,
+    Batch,
+    Holdout,
+    InputFile,
+    Model,
+    Output,
+    build,
+    check_output,
+    held_out,
+    load_data,
+)
+from bitbook.cli.show import (
+    bits_text,
+    print_json,
+    print_table,
+    shape_text,
+    sizes,
+    summaries,
+    total_line,
+)
+from bitbook.errors import DataError
+
+
+def inspect(file: InputFile, as_json: AsJson = False) -> None:
+    """Say what each byte of a file is for; nothing is decoded.
+
+    \b
+    Example:
+      bitbook inspect small.safetensors
+    """
+    from bitbook.artifact import read_ledger
+
+    ledger = read_ledger(file)
+    if as_json:
+        print_json({"file": str(file), **sizes(ledger), "rows": ledger.to_json()["rows"]})
+        return
+    columns = {"tensor": "left", "stored as": "left", "shape": "right", "bytes of each part": "left"}
+    print_table(
+        {**columns, "bytes": "right", "bits per weight": "right"},
+        (
+            [
+                s.tensor,
+                s.stored_as,
+                shape_text(s.shape),
+                ", ".join(f"{part} {size:,}" for part, size in s.parts.items()),
+                f"{s.bytes:,}",
+                bits_text(s.bits_per_weight),
+            ]
+            for s in summaries(ledger).values()
+        ),
+    )
+    typer.echo(total_line(file, ledger))
+
+
+def decompress(file: InputFile, output: Output) -> None:
+    """Write a file's tensors as a plain safetensors file that any program reads.
+
+    Quantized tensors become float32, dense ones stay as stored, and each name of a tied tensor gets a copy.
+
+    \b
+    Example:
+      bitbook decompress small.safetensors -o plain.safetensors
+    """
+    from safetensors.torch import save_file
+
+    from bitbook.artifact import read
+
+    check_output(output, file)
+    artifact = read(file)
+    state = {name: tensor.clone().contiguous() for name, tensor in artifact.state_dict().items()}
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:  # whole or not at all
+        whole = Path(folder) / output.name
+        save_file(state, whole)
+        os.replace(whole, output)
+    typer.echo(
+        f"{output}: {len(state)} tensors, {output.stat().st_size:,} bytes (was {file.stat().st_size:,})"
+    )
+    if artifact.inputs:
+        typer.echo(
+            f"note: {file} also quantizes the inputs of {', '.join(artifact.inputs)}; plain weights cannot say so",
+            err=True,
+        )
+
+
+def evaluate(
+    file: InputFile,
+    model: Model,
+    data: Annotated[str, typer.Option(help=DATA_HELP)],
+    split: Annotated[
+        Literal["test", "validation", "train"],
+        typer.Option(help="Which examples; train is without validation."),
+    ] = "test",
+    holdout: Holdout = None,
+    batch: Batch = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Load a file into its model and measure accuracy and loss.
+
+    \b
+    Example:
+      bitbook evaluate small.safetensors --model mlp-784-128-64-10 --data mnist
+    """
+    from bitbook.apply import load
+    from bitbook.train import evaluate as measure
+
+    network = load(file, build(model))
+    dataset = load_data(data, network)
+    parts = held_out(dataset, holdout)
+    x, y = {
+        "test": (dataset.test_x, dataset.test_y),
+        "validation": (parts.val_x, parts.val_y),
+        "train": (parts.train_x, parts.train_y),
+    }[split]
+    if len(x) == 0:
+        raise DataError(f"{data} has no {split} examples with --holdout {holdout}")
+    found = measure(network, x, y, batch=batch)
+    if as_json:
+        size = {"file": str(file), "bytes": file.stat().st_size, "data": data, "split": split}
+        print_json({**size, "examples": len(x), "accuracy": found.accuracy, "loss": found.loss})
+        return
+    typer.echo(
+        f"{file}: {split} accuracy {found.accuracy:.2f} %, loss {found.loss:.4f} ({len(x):,} examples)"
+    )

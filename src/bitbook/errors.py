@@ -1,0 +1,48 @@
+"""The exceptions of bitbook: one meaning each, all below `BitbookError`."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class BitbookError(Exception):
+    """Base of everything that bitbook raises on purpose."""
+
+
+class PlanError(BitbookError, ValueError):
+    """A recipe, a plan or an option does not fit what it is applied to."""
+
+
+class WeightError(BitbookError, ValueError):
+    """A tensor holds values that cannot be quantized, such as NaN or infinity."""
+
+
+class CorruptArtifact(BitbookError, ValueError):
+    """A file is not what it claims to be: truncated, altered, or with a header that lies."""
+
+
+class ModelMismatch(BitbookError, ValueError):
+    """A file and a model do not belong together: names or shapes differ."""
+
+
+class DataError(BitbookError, ValueError):
+    """A data set is missing, incomplete, or fails its checksum."""
+
+
+class StudyError(BitbookError, RuntimeError):
+    """A study cannot go on: another study's storage, a refused late result, failed trials."""
+
+
+class MissingDependency(BitbookError, ImportError):
+    """An optional package is needed; the message names the line that installs it."""
+
+
+def optional_import(name: str, extra: str) -> ModuleType:
+    """Import `name` on use, or raise `MissingDependency` naming the extra that brings it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingDependency(
+            f"{name.partition('.')[0]} is not installed; run: pip install 'bitbook[{extra}]'"
+        ) from error

@@ -1,0 +1,41 @@
+"""Models as plain functions: a new one is a function and a line in `MODELS`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from bitbook.errors import PlanError
+from bitbook.models.lenet import LeNet5 as LeNet5
+from bitbook.models.lenet import lenet_5 as lenet_5
+from bitbook.models.lenet import lenet_300_100 as lenet_300_100
+from bitbook.models.mlp import MLP as MLP
+from bitbook.models.mlp import mlp as mlp
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "mlp-784-128-64-10": mlp,
+    "mlp-64-32-16-10": partial(mlp, (64, 32, 16, 10)),
+    "lenet-300-100": lenet_300_100,
+    "lenet-5": lenet_5,
+}
+
+
+def build_model(name: str, seed: int) -> nn.Module:
+    """Build a model with freshly initialised weights: a name in `MODELS`, or `mlp-A-B-…` with any sizes.
+
+    The weights depend on `seed` alone, and PyTorch's own generator is left as it was. Raises `PlanError` for
+    an unknown name.
+    """
+    if name in MODELS:
+        factory = MODELS[name]
+    elif re.fullmatch(r"mlp(-[1-9]\d*){2,}", name):
+        factory = partial(mlp, [int(size) for size in name.split("-")[1:]])
+    else:
+        raise PlanError(f"no model {name!r}; there are {', '.join(MODELS)}, and mlp-A-B-… with any sizes")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed accelerators too, for good
+        return factory()

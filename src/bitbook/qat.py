@@ -1,0 +1,157 @@
+"""Quantization-aware training: the same recursion as the file, differentiable.
+
+    latent w ──► FakeQuantize ──► ŵ ──► layer          latent: the float weight lives on
+    codes    ──► FakeQuantize ──► ŵ ──► layer          frozen codes: only the side tensors learn
+                   │ freeze
+                   ▼
+                Quantized ──► file                     bit for bit what training saw
+
+A `FakeQuantize` mirrors a recipe: one for the weight, one below it for each side tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Generator, Tensor, nn
+
+from bitbook.errors import PlanError
+from bitbook.quantizer import FitOptions, Quantized, Quantizer, StraightThrough, checked
+from bitbook.scalar.leaves import Integer
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What moves during training; None takes each quantizer's own habit."""
+
+    codes: Literal["latent", "frozen"] | None = None
+    """"latent": the float weight trains and is quantized in each forward; "frozen": codes stay as fitted."""
+    side: Literal["refreshed", "learned"] | None = None
+    """"refreshed": side tensors follow the latent weight in closed form; "learned": they are parameters."""
+    reassign_every: int = 1
+    """With latent codes: encode anew every so many training forwards, and reuse the codes in between."""
+
+    def __post_init__(self) -> None:
+        if self.codes == "frozen" and self.side == "refreshed":
+            raise PlanError("frozen codes leave only the side tensors to train; use side='learned'")
+        if self.reassign_every < 1:
+            raise PlanError(f"{self.reassign_every=}: use 1 or more")
+
+
+class FakeQuantize(nn.Module):
+    """A tensor that is quantized in every forward; the source that a weight slot reads from.
+
+    Args:
+        recipe: how the tensor is stored.
+        weight: the float tensor; a `Parameter` is kept as it is and trains on (under `latent`).
+        importance: weights of squared errors, w's shape.
+    """
+
+    latent: Tensor | None
+
+    def __init__(
+        self,
+        recipe: Quantizer,
+        weight: Tensor,
+        *,
+        regime: Regime = Regime(),
+        options: FitOptions = FitOptions(),
+        importance: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        w = checked(weight)
+        self.shape, self.dtype, self.options = tuple(w.shape), weight.dtype, options
+        recipe = recipe.resolve(self.shape)
+        fitted = recipe.fit(w, importance=importance, options=options, generator=generator)
+        self.recipe = recipe.resolve(self.shape, fitted)
+        frozen = regime.codes == "frozen" or (regime.codes is None and not recipe.trains_codes)
+        learned = frozen or regime.side == "learned" or (regime.side is None and not recipe.trains_codes)
+        self._refreshes = not learned
+        self._reassign_every, self._forwards = regime.reassign_every, 0
+        below = recipe.child_options(options)
+        self.side = nn.Module()  # a ModuleDict would refuse names such as "values"
+        for name, child in self.recipe.children(self.shape).items():
+            trains = learned and not isinstance(child.recipe, Integer)
+            value = nn.Parameter(fitted[name]) if trains else fitted[name]
+            self.side.add_module(name, FakeQuantize(child.recipe, value, options=below, generator=generator))
+        self._code_names: tuple[str, ...] = ()
+        if frozen:
+            self.latent = None
+        elif isinstance(weight, nn.Parameter):
+            self.latent = weight
+        else:
+            self.register_buffer("latent", weight.detach())
+        if frozen or self._reassign_every > 1:
+            with torch.no_grad():
+                self._keep(self.recipe.encode(w, self._side_values(), importance=importance))
+
+    @property
+    def codes(self) -> dict[str, Tensor]:
+        """The kept codes, by stream name; empty where every forward encodes anew."""
+        return {name: getattr(self, f"codes_{name}") for name in self._code_names}
+
+    def forward(self) -> Tensor:
+        """The tensor as the file would give it back, in the weight's own dtype."""
+        if self.latent is None:
+            value = self.recipe.decode(self.codes, self._side_values(), self.shape)
+        else:
+            w = self.latent.float()
+            if self._refreshes and self.side._modules:
+                self._refresh(w)
+            side = self._side_values()
+            if self._code_names:
+                value = self._between_assignments(w, side)
+            else:
+                value = self.recipe.surrogate(w, side, self.options)
+        return value.to(self.dtype)
+
+    @torch.no_grad()
+    def freeze(self) -> Quantized:
+        """What the last forward stood for, in compressed form."""
+        if self.latent is not None and self._refreshes and self.side._modules:
+            self._refresh(self.latent.float())
+        side = {name: source.freeze() for name, source in self._sources()}
+        codes: Mapping[str, Tensor] = self.codes
+        if not codes:
+            assert self.latent is not None
+            codes = self.recipe.encode(checked(self.latent), {name: q.decode() for name, q in side.items()})
+        return Quantized(self.recipe, self.shape, codes, side)
+
+    def extra_repr(self) -> str:
+        return f"{self.recipe!r}, shape={self.shape}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FakeQuantize:
+        super()._apply(fn, recurse)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype  # .half() gives half weights,
+        for _, source in self._sources():
+            source.dtype = torch.float32  # but decoding stays what it is in the file
+        return self
+
+    def _sources(self) -> list[tuple[str, FakeQuantize]]:
+        return cast(list[tuple[str, FakeQuantize]], list(self.side._modules.items()))
+
+    def _side_values(self) -> dict[str, Tensor]:
+        return {name: source.forward() for name, source in self._sources()}
+
+    def _refresh(self, w: Tensor) -> None:
+        buffers = {name: source._buffers for name, source in self._sources()}
+        old = {name: cast(Tensor, held["latent"]) for name, held in buffers.items()}
+        for name, value in self.recipe.refresh(w.detach(), old, self.options).items():
+            buffers[name]["latent"] = value
+
+    def _between_assignments(self, w: Tensor, side: dict[str, Tensor]) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            if self._forwards % self._reassign_every == 0:
+                with torch.no_grad():
+                    self._keep(self.recipe.encode(w, side))
+            self._forwards += 1
+        return StraightThrough.apply(w, self.recipe.decode(self.codes, side, self.shape))
+
+    def _keep(self, codes: Mapping[str, Tensor]) -> None:
+        self._code_names = tuple(codes)
+        for name, stream in codes.items():
+            self.register_buffer(f"codes_{name}", stream)

@@ -1,0 +1,227 @@
+"""The recursion: what a quantizer is, and how any of them turns a tensor into codes and back.
+
+        fit            encode                                     decode
+    w ───────► side ───────────► codes                codes, side ───────► ŵ
+                 ▲
+                 └ each side tensor is stored through its own quantizer, down to a float type
+
+A `Quantizer` is a recipe: a frozen dataclass that owns no tensors and holds only what the decoder needs.
+`Quantized` is one tensor in compressed form.  `quantize` joins the two, once for every method.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from bitbook.blocks import Shape
+from bitbook.errors import WeightError
+
+Range = Literal["minmax", "absmax", "mse", "mean", "lsq"]
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How side tensors are found.  Nothing here is needed to decode, so nothing here is in the file."""
+
+    range: Range | None = None
+    """How a scale follows from the weights; None takes the quantizer's own default."""
+    restarts: int = 1
+    """Independent k-means runs, of which the best is kept."""
+    iterations: int = 100
+    """Most Lloyd iterations per run."""
+
+
+class Child(NamedTuple):
+    """A side tensor as the recursion sees it: how it is stored, and its shape."""
+
+    recipe: Quantizer
+    shape: Shape
+
+
+class StreamSpec(NamedTuple):
+    """One stream of codes: integers in `[0, alphabet)`, laid out on a 2-d grid (the coder's context)."""
+
+    name: str
+    grid: tuple[int, int]
+    alphabet: int
+
+
+class Stream(NamedTuple):
+    """Codes together with what a coder must know about them."""
+
+    spec: StreamSpec
+    codes: Tensor
+
+
+@dataclass(frozen=True, repr=False)
+class Quantizer(ABC):
+    """A recipe, `ŵ = decode(encode(w, side), side)`.  Equal recipes are equal objects."""
+
+    trains_codes = True
+    """False where codes are fixed during training and the side tensors learn, as in a codebook."""
+
+    # -- what the decoder needs ----------------------------------------------------------------
+    @abstractmethod
+    def layout(self, shape: Shape) -> tuple[StreamSpec, ...]:
+        """The code streams of a tensor of `shape`, in file order; raises `PlanError` where it does not fit."""
+
+    @abstractmethod
+    def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
+        """The float32 tensor that the codes stand for; differentiable in `side`."""
+
+    def children(self, shape: Shape) -> Mapping[str, Child]:
+        """How each side tensor of a tensor of `shape` is itself stored, in file order."""
+        return {}
+
+    def child_options(self, options: FitOptions) -> FitOptions:
+        """How side tensors are fitted.  Scales are positive, where only the absmax range makes sense."""
+        return FitOptions(range="absmax")
+
+    def resolve(self, shape: Shape, side: Mapping[str, Tensor] | None = None) -> Quantizer:
+        """The recipe with everything relative made absolute, first by the shape, then by the fit."""
+        return self
+
+    # -- what the encoder does -----------------------------------------------------------------
+    def fit(
+        self,
+        w: Tensor,
+        *,
+        importance: Tensor | None = None,
+        options: FitOptions = FitOptions(),
+        generator: Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Find the side tensors for `w`, at any cost; `importance` (w's shape) weighs squared errors."""
+        return {}
+
+    def refresh(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Mapping[str, Tensor]:
+        """The side tensors after a change of `w`: closed form, O(n), no gradient.  Default: unchanged."""
+        return side
+
+    @abstractmethod
+    def encode(
+        self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The codes for `w` given the side tensors exactly as the file gives them back."""
+
+    # -- what training sees --------------------------------------------------------------------
+    def surrogate(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Tensor:
+        """`decode(encode(w, side), side)`, bit for bit, with a gradient to `w` and to `side`.
+
+        The default passes the gradient straight through to `w` (Bengio et al. 2013) and
+        differentiates the decoder in the side tensors.
+        """
+        with torch.no_grad():
+            codes = self.encode(w, side)
+        return StraightThrough.apply(w, self.decode(codes, side, tuple(w.shape)))
+
+    def __repr__(self) -> str:
+        """The shortest call that makes an equal recipe: `Uniform(4, block=(1, 32))`."""
+        shown = [(f.name, getattr(self, f.name), f.default) for f in fields(self)]
+        words = [
+            repr(value) if i == 0 and default is MISSING else f"{name}={value!r}"
+            for i, (name, value, default) in enumerate(shown)
+            if default is MISSING or value != default
+        ]
+        return f"{type(self).__name__}({', '.join(words)})"
+
+
+class StraightThrough(torch.autograd.Function):
+    """Forward `q`, backward the same gradient to `w` and to `q`."""
+
+    @staticmethod
+    def forward(ctx: object, w: Tensor, q: Tensor) -> Tensor:
+        return q.view_as(q)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return grad, grad
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """One tensor in compressed form: code streams, and side tensors that are `Quantized` themselves."""
+
+    recipe: Quantizer
+    shape: Shape
+    codes: Mapping[str, Tensor]
+    side: Mapping[str, Quantized] = field(default_factory=dict)
+
+    def decode(self) -> Tensor:
+        """The float32 tensor this stands for."""
+        return self.recipe.decode(self.codes, {n: q.decode() for n, q in self.side.items()}, self.shape)
+
+    def streams(self, prefix: str = "") -> Iterator[Stream]:
+        """All code streams, depth first: side tensors before the codes that need them."""
+        for name, quantized in self.side.items():
+            yield from quantized.streams(f"{prefix}{name}.")
+        for spec in self.recipe.layout(self.shape):
+            yield Stream(spec._replace(name=prefix + spec.name), self.codes[spec.name])
+
+
+def stream_specs(recipe: Quantizer, shape: Shape, prefix: str = "") -> Iterator[StreamSpec]:
+    """The specs of `Quantized.streams` without the codes: what a reader derives from recipe and shape."""
+    for name, child in recipe.children(shape).items():
+        yield from stream_specs(child.recipe, child.shape, f"{prefix}{name}.")
+    for spec in recipe.layout(shape):
+        yield spec._replace(name=prefix + spec.name)
+
+
+def assemble(recipe: Quantizer, shape: Shape, codes: Iterator[Tensor]) -> Quantized:
+    """Build a `Quantized` from code tensors in the order of `stream_specs`."""
+    side = {n: assemble(child.recipe, child.shape, codes) for n, child in recipe.children(shape).items()}
+    return Quantized(recipe, shape, {spec.name: next(codes) for spec in recipe.layout(shape)}, side)
+
+
+def quantize(
+    recipe: Quantizer,
+    w: Tensor,
+    *,
+    importance: Tensor | None = None,
+    options: FitOptions = FitOptions(),
+    generator: Generator | None = None,
+) -> Quantized:
+    """Fit and encode one tensor: written once for every method.
+
+    `encode` sees the side tensors exactly as the file will give them back.
+
+    Raises:
+        PlanError: the recipe does not fit the shape.
+        WeightError: `w` (or a side tensor fitted to it) holds NaN or infinity.
+    """
+    w = checked(w)
+    shape = tuple(w.shape)
+    recipe = recipe.resolve(shape)
+    fitted = recipe.fit(w, importance=importance, options=options, generator=generator)
+    recipe = recipe.resolve(shape, fitted)
+    side = {
+        name: quantize(child.recipe, fitted[name], options=recipe.child_options(options), generator=generator)
+        for name, child in recipe.children(shape).items()
+    }
+    codes = recipe.encode(w, {name: q.decode() for name, q in side.items()}, importance=importance)
+    return Quantized(recipe, shape, codes, side)
+
+
+def checked(w: Tensor) -> Tensor:
+    """`w` as a detached float32 tensor; raises `WeightError` where it is empty, not finite or not floating."""
+    if not w.is_floating_point():
+        raise WeightError(f"expected floating-point weights, got {w.dtype}")
+    if w.numel() == 0:
+        raise WeightError(f"a tensor of shape {tuple(w.shape)} has no elements to quantize; leave it dense")
+    w = w.detach().float()
+    if not w.isfinite().all():
+        bad = (~w.isfinite()).nonzero()[0].tolist()
+        raise WeightError(f"the value at {tuple(bad)} is {w[tuple(bad)].item()}; only finite weights can be quantized")
+    return w
+
+
+def code_dtype(alphabet: int) -> torch.dtype:
+    """The smallest dtype for codes of this alphabet that indexing and arithmetic support well."""
+    if alphabet <= 1 << 8:
+        return torch.uint8
+    return torch.int32 if alphabet <= 1 << 31 else torch.int64

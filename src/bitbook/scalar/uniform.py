@@ -1,0 +1,229 @@
+"""Uniform quantization: equally spaced levels, one scale (and zero point) per block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
+from bitbook.errors import PlanError
+from bitbook.quantizer import Child, FitOptions, Quantizer, Range, StreamSpec, code_dtype
+from bitbook.scalar.leaves import Float, Integer
+
+SMALLEST_SCALE = 1e-8
+"""Floor of every fitted scale: a constant tensor has no range to divide by."""
+
+_RANGES: tuple[Range, ...] = ("minmax", "absmax", "mse", "lsq")
+_INFINITY = np.float32(np.inf)
+_SHRINK = torch.linspace(0.2, 1.0, 81)  # share of the absmax range that the mse rule tries
+
+
+@dataclass(frozen=True, repr=False)
+class Uniform(Quantizer):
+    """Uniform levels at `bits` bits, `block` elements sharing a scale.
+
+    Symmetric: `q = 2^(bits-1) - 1`, `ŵ = s · clip(round(w / s), -q, q)`: 2^bits - 1 symbols, zero included.
+    Otherwise: `ŵ = s · (clip(round(w / s) + z, 0, 2^bits - 1) - z)` with an integer zero point z
+    (Jacob et al. 2018, eq. 1).
+
+    The range is a fit option: "minmax" `s = (max - min) / 2q` (the default), "absmax" `s = max|w| / q`,
+    "mse" the share of the absmax range with the least squared error, "lsq" `s = 2·mean|w| / √q` (the
+    starting point of Esser et al. 2020).
+    """
+
+    bits: int
+    block: Block = WHOLE
+    symmetric: bool = True
+    scale: Quantizer = Float()
+    pad: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.bits) is not int or not 1 <= self.bits <= 8:
+            raise PlanError(f"Uniform(bits={self.bits!r}): use a whole number of bits from 1 to 8")
+        if self.bits == 1 and self.symmetric:
+            raise PlanError("Uniform(1) has no level but zero; use Binary(), Ternary() or symmetric=False")
+        check_block(self.block)
+
+    @property
+    def q_max(self) -> int:
+        """The largest code of the symmetric form."""
+        return 2 ** (self.bits - 1) - 1
+
+    @property
+    def alphabet(self) -> int:
+        """Number of levels."""
+        return 2 * self.q_max + 1 if self.symmetric else 2**self.bits
+
+    def layout(self, shape: Shape) -> tuple[StreamSpec, ...]:
+        grid = Grid.of(shape, self.block, pad=self.pad)
+        return (StreamSpec("codes", (grid.rows, grid.cols), self.alphabet),)
+
+    def children(self, shape: Shape) -> Mapping[str, Child]:
+        grid = Grid.of(shape, self.block, pad=self.pad)
+        side = {"scale": Child(self.scale, (grid.R, grid.C))}
+        if not self.symmetric:
+            side["zero_point"] = Child(Integer(self.alphabet), (grid.R, grid.C))
+        return side
+
+    def fit(
+        self,
+        w: Tensor,
+        *,
+        importance: Tensor | None = None,
+        options: FitOptions = FitOptions(),
+        generator: Generator | None = None,
+    ) -> dict[str, Tensor]:
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        tiles = grid.tiles(w)
+        lo, hi = extremes(tiles)
+        if options.range != "mse":
+            return self.from_range(lo, hi, grid.mean(w.abs()), options)
+        weights = torch.ones_like(w) if importance is None else importance
+        weights = grid.tiles(weights, fill="zero")
+        best: dict[str, Tensor] = {}
+        least = torch.full_like(lo, math.inf)
+        for share in _SHRINK.tolist():
+            side = self.from_range(lo * share, hi * share, lo, FitOptions(range="absmax"))
+            rounded = _FakeUniform.apply(tiles, *_spread(side), *self._limits)
+            error = (rounded - tiles).square().mul_(weights).sum((1, 3))
+            better = error < least
+            least = torch.where(better, error, least)
+            best = {name: torch.where(better, new, best.get(name, new)) for name, new in side.items()}
+        return best
+
+    def refresh(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Mapping[str, Tensor]:
+        if options.range == "mse":  # a search; between fits the range stands still
+            return side
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        lo, hi = extremes(grid.tiles(w))
+        return self.from_range(lo, hi, grid.mean(w.abs()) if options.range == "lsq" else lo, options)
+
+    def from_range(self, lo: Tensor, hi: Tensor, mean_abs: Tensor, options: FitOptions) -> dict[str, Tensor]:
+        """Scale (and zero point) from each block's minimum, maximum and mean absolute value."""
+        rule = options.range or "minmax"
+        if rule not in _RANGES:
+            raise PlanError(f"range={rule!r} does not fit {self!r}; use one of {', '.join(_RANGES)}")
+        if self.symmetric:
+            if rule == "minmax":
+                scale = (hi - lo) / (2 * self.q_max)
+            elif rule == "lsq":
+                scale = 2 * mean_abs / math.sqrt(self.q_max)
+            else:
+                scale = torch.maximum(-lo, hi) / self.q_max
+            return {"scale": scale.clamp_min(SMALLEST_SCALE)}
+        if rule == "lsq":
+            raise PlanError(f"range='lsq' does not fit {self!r}; use minmax, absmax or mse, or symmetric=True")
+        lo, hi = lo.clamp_max(0), hi.clamp_min(0)  # zero is always a level
+        scale = ((hi - lo) / (self.alphabet - 1)).clamp_min(SMALLEST_SCALE)
+        return {"scale": scale, "zero_point": (-lo / scale).round().clamp(0, self.alphabet - 1)}
+
+    def encode(
+        self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        scale, zero = _spread(side)
+        steps = _divide(grid.tiles(w), scale).round_()
+        low, high = self._limits
+        steps = steps.add_(zero if zero is not None else -low).clamp_(0, high - low)
+        codes = grid.untile(steps, (grid.rows, grid.cols))
+        return {"codes": codes.to(code_dtype(self.alphabet))}
+
+    def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
+        grid = Grid.of(shape, self.block, pad=self.pad)
+        scale, zero = _spread(side)
+        steps = grid.tiles(codes["codes"].float()) - (self.q_max if zero is None else zero)
+        return grid.untile(steps * scale, shape)
+
+    def surrogate(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Tensor:
+        """Straight through within the range, zero outside; to the scale as in LSQ (Esser et al. 2020, eq. 3)."""
+        if side["scale"].numel() == 1:
+            return _FakeUniform.apply(w, side["scale"].view(()), _scalar(side.get("zero_point")), *self._limits)
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        return grid.untile(_FakeUniform.apply(grid.tiles(w), *_spread(side), *self._limits), tuple(w.shape))
+
+    @property
+    def _limits(self) -> tuple[int, int]:
+        """Least and largest step before a zero point is taken off."""
+        return (-self.q_max, self.q_max) if self.symmetric else (0, self.alphabet - 1)
+
+
+class _FakeUniform(torch.autograd.Function):
+    """Round `w` to levels; the same arithmetic, in the same order, as encode then decode.
+
+    `scale` and `zero` are scalars, or `(R, 1, C, 1)` beside tiles `(R, r, C, c)`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(w, scale, zero)
+        ctx.low, ctx.high = low, high
+        steps = _divide(w, scale).round_()
+        if zero is not None:
+            return steps.add_(zero).clamp_(low, high).sub_(zero).mul_(scale)
+        steps.clamp_(low, high)
+        if _on_hand(scale):  # 0 + steps·s in one pass: codes know no -0.0, so training sees none
+            return torch.add(scale.new_zeros(()), steps, alpha=scale.item(), out=steps)
+        return steps.mul_(scale).add_(0.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        w, scale, zero = ctx.saved_tensors
+        low, high = (ctx.low, ctx.high) if zero is None else (ctx.low - zero, ctx.high - zero)
+        grad_w = masked(grad, w, scale * low, scale * high) if ctx.needs_input_grad[0] else None
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            ratio = _divide(w, scale)
+            clipped = ratio.clamp(torch.as_tensor(low), torch.as_tensor(high))
+            slope = torch.where(ratio == clipped, ratio.round() - ratio, clipped)
+            blocks = (1, 3) if scale.dim() else ()
+            per_block = w.numel() // scale.numel()
+            damping = 1 / math.sqrt(per_block * max(ctx.high, 1))  # LSQ, section 2.2
+            grad_scale = (grad * slope).sum(blocks, keepdim=True).reshape(scale.shape) * damping
+        return grad_w, grad_scale, None, None, None
+
+
+def masked(grad: Tensor, w: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """`grad` where `low ≤ w ≤ high`, else zero."""
+    if _on_hand(low) and low.device == w.device:
+        # One fused kernel instead of a boolean mask, which CPUs are slow at; its bounds are exclusive.
+        down = np.nextafter(np.float32(low.item()), -_INFINITY).item()
+        up = np.nextafter(np.float32(high.item()), _INFINITY).item()
+        return torch.ops.aten.hardtanh_backward(grad, w, down, up)
+    return grad * ((w >= low) & (w <= high))
+
+
+def extremes(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum of each block, `(R, C)`."""
+    R, _, C, _ = tiles.shape
+    if R == C == 1:
+        lo, hi = torch.aminmax(tiles)
+        return lo.reshape(1, 1), hi.reshape(1, 1)
+    return tiles.amin((1, 3)), tiles.amax((1, 3))
+
+
+def _spread(side: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Side tensors `(R, C)` shaped to broadcast against tiles `(R, r, C, c)`."""
+    zero = side.get("zero_point")
+    return side["scale"][:, None, :, None], None if zero is None else zero[:, None, :, None]
+
+
+def _scalar(zero: Tensor | None) -> Tensor | None:
+    return None if zero is None else zero.view(())
+
+
+def _on_hand(scale: Tensor) -> bool:
+    """Whether one number on the CPU, which can be read at no cost; not while a compiler traces."""
+    return scale.numel() == 1 and scale.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _divide(w: Tensor, scale: Tensor) -> Tensor:
+    """`w / scale`, and zero wherever a stored scale came back as zero (or below): a zero scale is a zero block."""
+    if _on_hand(scale) and scale.item() > 0:
+        return w / scale
+    return w / scale.masked_fill(scale <= 0, math.inf)

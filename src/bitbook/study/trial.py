@@ -1,0 +1,141 @@
+"""One trial: from a cell that says everything to a result that says what came out.
+
+    cell ──► start (float training, cached) ──► quantize_ ──► tune ──► freeze ──► file ──► evaluate the file
+
+A `Cell` is JSON: dataset, holdout, model, start, phases (a plan and how to tune under it), fit options,
+regime, seed.  The accuracy reported is
+that of the file, read back into a fresh model.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Generator, nn
+
+from bitbook.apply import dequantize_, freeze, quantize_, restore
+from bitbook.artifact import read, save
+from bitbook.data import Split, load_dataset, split
+from bitbook.data.dataset import Dataset
+from bitbook.inputs import CALIBRATION_EXAMPLES, calibrate
+from bitbook.models import build_model
+from bitbook.plan import Plan
+from bitbook.qat import Regime
+from bitbook.quantizer import FitOptions, Quantized
+from bitbook.study.storage import cell_id
+from bitbook.train import Training, evaluate, train
+
+Cell = Mapping[str, Any]
+STARTS_FOLDER = "BITBOOK_STARTS"
+"""Environment variable naming the folder in which trained float models are kept between trials."""
+
+
+def run_trial(cell: Cell) -> dict[str, Any]:
+    """Run one cell; returns its rows, ledger, times and the correct test answers (packed, for paired tests)."""
+    clock = time.perf_counter
+    began = clock()
+    dataset = _dataset(cell["dataset"])
+    data = _split(cell["dataset"], cell["holdout"])
+    model, start_losses = trained_start(cell, data)
+    started = clock()
+
+    generator = Generator().manual_seed(cell["seed"])
+    losses: list[float] = []
+    for phase in cell["phases"]:
+        plan = Plan.from_json(phase["plan"])
+        quantize_(
+            dequantize_(model),
+            plan,
+            options=FitOptions(**cell.get("fit", {})),
+            regime=Regime(**cell.get("regime", {})),
+            generator=generator,
+        )
+        if any(a is not None and a.range == "calibrated" for a in plan.inputs.values()):
+            calibrate(model, [data.train_x[:CALIBRATION_EXAMPLES]])
+        if "tune" in phase:
+            losses += train(model, data.train_x, data.train_y, Training(**phase["tune"]), generator=generator)
+    fitted = clock()
+
+    artifact = freeze(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        ledger = save(artifact, path)
+        size = path.stat().st_size
+        fresh = restore(read(path), build_model(cell["model"], seed=0))
+    rows = []
+    parts = {"test": (dataset.test_x, dataset.test_y), "validation": (data.val_x, data.val_y)}
+    answers = ""
+    for name, (x, y) in parts.items():
+        if len(x):
+            outcome = evaluate(fresh, x, y)
+            rows.append({"split": name, "accuracy": outcome.accuracy, "loss": outcome.loss})
+            if name == "test":
+                answers = _pack(outcome.correct)
+    weights = sum(q.decode().numel() for q in artifact.tensors.values() if isinstance(q, Quantized))
+    validation = next((row["accuracy"] for row in rows if row["split"] == "validation"), rows[0]["accuracy"])
+    return {
+        "objectives": [size, validation],
+        "bytes": size,
+        "rows": rows,
+        "ledger": ledger.to_json(),
+        "quantized_weights": weights,
+        "start_losses": start_losses,
+        "losses": losses,
+        "seconds": {"start": started - began, "fit": fitted - started, "evaluate": clock() - fitted},
+        "correct": answers,
+        "versions": {"torch": torch.__version__},
+    }
+
+
+def trained_start(cell: Cell, data: Split) -> tuple[nn.Module, list[float]]:
+    """The float model that a cell starts from, trained once per (dataset, model, start, seed) and kept.
+
+    Two workers that need the same one at the same time both train it, and both get the same bits.
+    """
+    keys = ("dataset", "holdout", "model", "start", "seed")
+    model = build_model(cell["model"], seed=cell["seed"])
+    folder = os.environ.get(STARTS_FOLDER)
+    path = Path(folder) / f"{cell_id({k: cell[k] for k in keys})}.safetensors" if folder else None
+    if path is not None and path.exists():
+        stored = load_file(path)
+        losses = stored.pop("losses").tolist()
+        model.load_state_dict(stored)
+        return model, losses
+    generator = Generator().manual_seed(cell["seed"])
+    losses = train(model, data.train_x, data.train_y, Training(**cell["start"]), generator=generator)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+        save_file({**model.state_dict(), "losses": torch.tensor(losses, dtype=torch.float64)}, temporary)
+        temporary.replace(path)
+    return model, losses
+
+
+@cache
+def _dataset(name: str) -> Dataset:
+    return load_dataset(name)
+
+
+@cache
+def _split(name: str, holdout: int) -> Split:
+    return split(_dataset(name), holdout)
+
+
+def _pack(correct: torch.Tensor) -> str:
+    """Booleans as hexadecimal bits, least significant first: a quarter of a character each."""
+    return np.packbits(correct.numpy(), bitorder="little").tobytes().hex()
+
+
+def unpack_correct(text: str, count: int) -> Any:
+    """Undo the packing of `correct`: a numpy boolean array of `count` answers."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count, bitorder="little").astype(bool)

@@ -1,0 +1,105 @@
+"""Training and evaluation: a plain loop over data that stay in memory as one tensor.
+
+Batches are rows of a tensor picked by index: no per-image work, so a small network trains as fast as
+its matrix products allow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor, nn
+
+from bitbook.errors import PlanError
+
+Labels = Int[Tensor, " examples"]
+Inputs = Float[Tensor, "examples *features"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Stochastic gradient descent on cross-entropy."""
+
+    epochs: int = 5
+    lr: float = 1e-3
+    batch: int = 64
+    momentum: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    """"cosine" falls from `lr` to zero over all steps (Loshchilov & Hutter 2017, without restarts)."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch < 1 or not (self.lr > 0 and math.isfinite(self.lr)):
+            raise PlanError(f"{self}: use epochs ≥ 0, batch ≥ 1 and a positive learning rate")
+        if self.schedule not in ("constant", "cosine"):
+            raise PlanError(f"schedule={self.schedule!r}: use 'constant' or 'cosine'")
+
+
+class Evaluation(NamedTuple):
+    """How a model does on a labelled set."""
+
+    accuracy: float
+    """Percent."""
+    loss: float
+    """Mean of the batch means, as the source material prints it."""
+    correct: Bool[Tensor, " examples"]
+
+
+def train(
+    model: nn.Module,
+    x: Inputs,
+    y: Labels,
+    training: Training,
+    *,
+    generator: Generator,
+    after_epoch: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train `model` in place; returns each epoch's loss, the mean of its batch means.
+
+    `generator` decides the order of the examples; every epoch sees each of them once, the last batch may be
+    smaller.  `after_epoch(epoch, loss)` is called after each.
+    """
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=training.lr, momentum=training.momentum)
+    steps = training.epochs * math.ceil(len(x) / training.batch)
+    step = 0
+    losses = []
+    for epoch in range(training.epochs):
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        total = torch.zeros((), device=x.device)
+        batches = order.split(training.batch)
+        for batch in batches:
+            if training.schedule == "cosine":
+                optimizer.param_groups[0]["lr"] = training.lr * (1 + math.cos(math.pi * step / steps)) / 2
+            loss = F.cross_entropy(model(x.index_select(0, batch)), y.index_select(0, batch))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+            step += 1
+        losses.append(total.item() / len(batches))
+        if after_epoch is not None:
+            after_epoch(epoch, losses[-1])
+    return losses
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, x: Inputs, y: Labels, *, batch: int = 64) -> Evaluation:
+    """Accuracy and loss on a labelled set.
+
+    The batch size matters where inputs are quantized with a range per batch; 64 is the source material's.
+    """
+    model.eval()
+    losses, correct = [], []
+    for inputs, labels in zip(x.split(batch), y.split(batch), strict=True):
+        logits = model(inputs)
+        losses.append(F.cross_entropy(logits, labels))
+        correct.append(logits.argmax(1) == labels)
+    hits = torch.cat(correct)
+    return Evaluation(100 * hits.double().mean().item(), torch.stack(losses).double().mean().item(), hits)

@@ -1,0 +1,133 @@
+"""Codebooks: vector quantization, and its fusion with scalar quantization by nesting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float as F32
+from torch import Generator, Tensor
+
+from bitbook.blocks import Block, Grid, Shape, check_block
+from bitbook.errors import PlanError
+from bitbook.quantizer import Child, FitOptions, Quantizer, StreamSpec, code_dtype, quantize
+from bitbook.scalar.leaves import Float
+from bitbook.vector.kmeans import assign, kmeans
+
+
+@dataclass(frozen=True, repr=False)
+class Codebook(Quantizer):
+    """Each block is one of `size` codewords found by k-means (Gersho & Gray 1992, ch. 10).
+
+    `size` is a number of codewords, or a float in (0, 1]: that fraction of the number of blocks, rounded
+    down, at least one.  `block` is the codeword's shape: `(1, -1)` rows, `(-1, 1)` columns, `(1, 4)`
+    vectors of four inputs.  `centroids` says how the codewords are themselves stored; anything coarser than
+    a float is applied inside the k-means loop, so that blocks are assigned to the codewords as stored.
+
+    Training keeps the assignments and moves the codewords.
+    """
+
+    size: int | float
+    block: Block = (1, 4)
+    centroids: Quantizer = Float()
+    pad: bool = False
+
+    trains_codes = False
+
+    def __post_init__(self) -> None:
+        check_block(self.block)
+        whole = type(self.size) is int and self.size >= 1
+        if not whole and not (type(self.size) is float and 0 < self.size <= 1):
+            raise PlanError(f"Codebook(size={self.size!r}): use a whole number of codewords, or a fraction in (0, 1]")
+
+    def resolve(self, shape: Shape, side: Mapping[str, Tensor] | None = None) -> Codebook:
+        """A fraction becomes a number; never more codewords than blocks, or than the fit found distinct."""
+        grid = Grid.of(shape, self.block, pad=self.pad)
+        blocks = grid.R * grid.C
+        if side is not None:
+            size = len(side["centroids"])
+        elif type(self.size) is int:
+            size = min(self.size, max(blocks, 1))
+        else:
+            size = max(math.floor(blocks * self.size + 1e-9), 1)  # 0.29 · 100 is 28.999…
+        return Codebook(size, self.block, self.centroids, self.pad)
+
+    def layout(self, shape: Shape) -> tuple[StreamSpec, ...]:
+        grid = Grid.of(shape, self.block, pad=self.pad)
+        return (StreamSpec("codes", (grid.R, grid.C), self._codewords),)
+
+    def children(self, shape: Shape) -> Mapping[str, Child]:
+        grid = Grid.of(shape, self.block, pad=self.pad)
+        return {"centroids": Child(self.centroids, (self._codewords, grid.r * grid.c))}
+
+    def child_options(self, options: FitOptions) -> FitOptions:
+        """Codewords are signed like weights: the same range rule serves them."""
+        return options
+
+    def fit(
+        self,
+        w: Tensor,
+        *,
+        importance: Tensor | None = None,
+        options: FitOptions = FitOptions(),
+        generator: Generator | None = None,
+    ) -> dict[str, Tensor]:
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        weights = _weights(grid, w, importance)
+
+        def stored(centroids: F32[Tensor, "k d"]) -> F32[Tensor, "k d"]:
+            return quantize(self.centroids, centroids, options=self.child_options(options)).decode()
+
+        centroids = kmeans(
+            grid.split(w),
+            self._codewords,
+            weights=weights,
+            restarts=options.restarts,
+            iterations=options.iterations,
+            project=None if self.centroids == Float() else stored,
+            generator=generator,
+        ).centroids
+        return {"centroids": _distinct(centroids, stored)}
+
+    def encode(
+        self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        labels = assign(grid.split(w), side["centroids"], weights=_weights(grid, w, importance))
+        return {"codes": labels.to(code_dtype(self._codewords)).reshape(grid.R, grid.C)}
+
+    def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
+        grid = Grid.of(shape, self.block, pad=self.pad)
+        labels = codes["codes"].reshape(-1).long()
+        return grid.join(side["centroids"].index_select(0, labels), shape)
+
+    @property
+    def _codewords(self) -> int:
+        if type(self.size) is not int:
+            raise PlanError(f"{self!r} needs a shape to become a number of codewords; call resolve(shape) first")
+        return self.size
+
+
+def _weights(grid: Grid, w: Tensor, importance: Tensor | None) -> F32[Tensor, "blocks size"] | None:
+    """Weights of squared errors by block; padding weighs nothing, since decode drops it."""
+    if importance is None and not grid.padded:
+        return None
+    return grid.split(torch.ones_like(w) if importance is None else importance)
+
+
+def _distinct(
+    centroids: F32[Tensor, "k d"], stored: Callable[[Tensor], Tensor]
+) -> F32[Tensor, "k d"]:
+    """Drop centroids that come back from storage as duplicates: their codes would be wasted.
+
+    Dropping one may move a fitted scale and so create new duplicates, hence the loop.
+    """
+    while True:
+        values, label = torch.unique(stored(centroids), dim=0, return_inverse=True)
+        if len(values) == len(centroids):
+            return centroids
+        positions = torch.arange(len(centroids), device=centroids.device)
+        first = torch.full((len(values),), len(centroids), device=centroids.device)
+        centroids = centroids[first.scatter_reduce(0, label, positions, "amin").sort().values]

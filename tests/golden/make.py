@@ -1,0 +1,83 @@
+"""Write the golden files: one content each, by hand and without any fitting, so that it is the same for ever.
+
+    python tests/golden/make.py
+
+Files that exist are left alone: a released format never changes.  A new format gets new names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bitbook.artifact import Artifact, QuantizedInput, save
+from bitbook.blocks import Shape
+from bitbook.plan import Activation
+from bitbook.quantizer import Quantized, Quantizer, code_dtype
+from bitbook.scalar.leaves import Float
+from bitbook.scalar.levels import Binary, Ternary
+from bitbook.scalar.uniform import Uniform
+from bitbook.vector.codebook import Codebook
+
+HERE = Path(__file__).parent
+
+
+def counted(recipe: Quantizer, shape: Shape) -> Quantized:
+    """Codes 3, 10, 17, … modulo the alphabet; floats 1/8, 2/8, 3/8, …, which every float type holds."""
+    side = {name: counted(child.recipe, child.shape) for name, child in recipe.children(shape).items()}
+    codes = {}
+    for spec in recipe.layout(shape):
+        count = torch.arange(spec.grid[0] * spec.grid[1])
+        if isinstance(recipe, Float):
+            codes |= recipe.encode(((count + 1) / 8).reshape(shape), {})
+        else:
+            codes[spec.name] = (
+                ((3 + 7 * count) % spec.alphabet).to(code_dtype(spec.alphabet)).reshape(spec.grid)
+            )
+    return Quantized(recipe, shape, codes, side)
+
+
+def contents() -> dict[str, Artifact]:
+    """What each golden file holds, by the name of the file."""
+    scalar = Artifact(
+        tensors={
+            "fc1.weight": counted(Uniform(4), (6, 5)),
+            "fc1.bias": torch.arange(6.0) / 4,
+            "fc2.weight": counted(Uniform(3, (1, 2), symmetric=False, scale=Uniform(8)), (3, 6)),
+            "fc2.bias": counted(Float("bfloat16"), (3,)),
+            "conv.weight": counted(Ternary((1, -1), scale=Float("float16")), (2, 3, 3, 3)),
+            "sign.weight": counted(Binary((1, 4), pad=True), (3, 5)),
+            "steps": torch.tensor(1000),
+            "mask": torch.tensor([True, False, True]),
+            "Größe": torch.tensor([[1.5, float("nan")]], dtype=torch.float64),
+        },
+        inputs={
+            "fc1": QuantizedInput(Activation(Uniform(8))),
+            "fc2": QuantizedInput(
+                Activation(Uniform(4, symmetric=False), "calibrated"),
+                {
+                    n: counted(c.recipe, c.shape)
+                    for n, c in Uniform(4, symmetric=False).children((1, 1)).items()
+                },
+            ),
+        },
+        aliases={"decoder.weight": "fc1.weight"},
+    )
+    vector = Artifact(
+        tensors={
+            "rows.weight": counted(Codebook(2, (1, -1), centroids=Float("bfloat16")), (5, 3)),
+            "fused.weight": counted(Codebook(5, (1, 4), centroids=Uniform(5, (1, -1))), (4, 8)),
+            "shared.weight": counted(Codebook(1, (-1, 1)), (3, 7)),
+            "padded.weight": counted(Codebook(3, (2, 2), pad=True), (3, 5)),
+        }
+    )
+    return {"format1-scalar.safetensors": scalar, "format1-vector.safetensors": vector}
+
+
+if __name__ == "__main__":
+    for file, artifact in contents().items():
+        if (HERE / file).exists():
+            print(f"{file} exists and stays as it is")
+        else:
+            print(f"{file}: {save(artifact, HERE / file).total} bytes")
