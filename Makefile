@@ -12,7 +12,7 @@ FIND_TORCH := import pathlib, torch; \
 	print(pathlib.Path(torch.__file__).parents[1])
 
 .DELETE_ON_ERROR:
-.PHONY: help setup study test test-slow bench clean
+.PHONY: help setup study results test test-slow bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ setup: $(STAMP) ## build .venv and install everything
 
 study: $(STAMP) ## run the study on DATASET; report, tables and figures go to runs/
 	.venv/bin/bitbook study --dataset $(DATASET) --out runs/$(DATASET) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
+
+results: ## run the whole MNIST experiment and write docs/results/ from it
+	$(MAKE) study DATASET=mnist
+	$(PY) -m bitbook.study.document runs/mnist docs/results --readme README.md
 
 test: $(STAMP) ## lint, format check, types, and the quick tests
 	$(PY) -m ruff check

@@ -62,12 +62,13 @@ def run_sklearn(points: np.ndarray, case: Case, seed: int) -> np.ndarray:
         warnings.simplefilter(
             "ignore"
         )  # it reports that the iterations ended before convergence, as asked for
-        model = KMeans(case.k, n_init=case.restarts, max_iter=case.iterations, tol=0, random_state=seed)
+        model = KMeans(case.k, max_iter=case.iterations, tol=0, random_state=seed)
+        model.set_params(n_init=case.restarts)  # its signature is typed as a string
         return model.fit(points).cluster_centers_
 
 
 def run_faiss(points: np.ndarray, case: Case, seed: int) -> np.ndarray:
-    import faiss
+    import faiss  # pyright: ignore[reportMissingImports]
 
     model = faiss.Kmeans(
         case.d, case.k, niter=case.iterations, nredo=case.restarts, seed=seed + 1,
@@ -132,7 +133,7 @@ def main() -> None:
     else:
         skipped["scikit-learn"] = "pip install 'bitbook[study]'"
     if importlib.util.find_spec("faiss"):
-        import faiss
+        import faiss  # pyright: ignore[reportMissingImports]
 
         faiss.omp_set_num_threads(options.threads)
         runs["faiss"] = run_faiss

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from bitbook.cli import main
+
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_python_examples_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) >= 2
+    blocks = re.findall(r"```(python|console)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert [kind for kind, _ in blocks].count("python") >= 2
     scope: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), scope)
+    for kind, block in blocks:
+        if kind == "python":
+            exec(compile(block, str(README), "exec"), scope)
+            continue
+        for command in re.findall(r"^\$ bitbook (.*)$", block, re.MULTILINE):
+            if not command.startswith("study"):  # `make study` is tried as a whole
+                assert main(shlex.split(command)) == 0, capfd.readouterr().err
 
 
 def test_recipes_in_the_table_are_recipes() -> None:

@@ -63,17 +63,17 @@ class Grid:
                     )
         return cls(rows, cols, r, c)
 
-    @property
+    @functools.cached_property
     def R(self) -> int:  # the letters of the picture above
         """Blocks from top to bottom."""
         return math.ceil(self.rows / self.r)
 
-    @property
+    @functools.cached_property
     def C(self) -> int:
         """Blocks from left to right."""
         return math.ceil(self.cols / self.c)
 
-    @property
+    @functools.cached_property
     def padded(self) -> bool:
         """Whether the last blocks reach beyond the matrix."""
         return self.R * self.r != self.rows or self.C * self.c != self.cols
@@ -123,6 +123,7 @@ class Grid:
 
 def _nearby_divisors(extent: int, size: int) -> str:
     """The divisors of `extent` nearest to `size`, in words: "28, 49 or 56"."""
-    divisors = [d for d in range(1, extent + 1) if extent % d == 0]
+    small = [d for d in range(1, math.isqrt(extent) + 1) if extent % d == 0]
+    divisors = {*small, *(extent // d for d in small)}
     nearest = sorted(sorted(divisors, key=lambda d: abs(math.log(d / size)))[:3])
     return " or ".join(filter(None, [", ".join(map(str, nearest[:-1])), str(nearest[-1])]))

@@ -70,9 +70,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             if "bitbook" in (file.metadata() or {}):
-                raise CorruptArtifact(
-                    f"{path} is compressed already; 'bitbook decompress' makes weights of it"
-                )
+                raise CorruptArtifact(f"{path} is compressed already; first run 'bitbook decompress'")
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise CorruptArtifact(f"{path}: {error}") from error
@@ -85,7 +83,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise
     except pickle.UnpicklingError as error:
         raise CorruptArtifact(
-            f"{path}: damaged, or holds more than tensors, which is not loaded because it could run any program; "
+            f"{path}: damaged, or holds more than tensors, which is not loaded as it could run anything; "
             "write it with torch.save(model.state_dict(), …)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:  # what torch makes of a damaged archive
@@ -94,7 +92,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise CorruptArtifact(f"{path}: holds a {type(found).__name__}, not a dict of tensors by name")
     if wrong := [str(name) for name, value in found.items() if not isinstance(value, Tensor)]:
         raise CorruptArtifact(
-            f"{path}: {_listed(wrong)} of what it holds are no tensors; write it with torch.save(model.state_dict(), …)"
+            f"{path}: {_listed(wrong)}: not a tensor; write it with torch.save(model.state_dict(), …)"
         )
     return {name: tensor.detach() for name, tensor in found.items()}
 

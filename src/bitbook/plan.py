@@ -169,7 +169,7 @@ def recipe_from_json(value: Any, *, depth: int = 0) -> Quantizer:
     """Read `recipe_to_json`'s value; raises `PlanError` for unknown names, fields, types or deep nesting."""
     if depth > 8:
         raise PlanError("recipes are nested more than 8 deep")
-    parts = value if isinstance(value, list) else [value]
+    parts = list(value) if isinstance(value, list) else [value]
     if not parts or not isinstance(parts[0], str) or parts[0] not in KINDS or len(parts) > 3:
         raise PlanError(f"{value!r} is not a recipe; use [name, argument, {{fields}}] with a name of {', '.join(KINDS)}")
     kind = KINDS[parts[0]]
@@ -210,7 +210,8 @@ def _node_to_json(node: ast.expr) -> Any:
         try:
             return ast.literal_eval(node)
         except (ValueError, TypeError):
-            raise PlanError(f"{ast.unparse(node)[:80]} in a recipe is neither a literal nor a recipe") from None
+            written = ast.unparse(node)[:80]
+            raise PlanError(f"{written} in a recipe is neither a literal nor a recipe") from None
     name = ast.unparse(node.func)
     if name not in KINDS:
         raise PlanError(f"there is no quantizer {name[:80]}; there are {', '.join(KINDS)}")
@@ -220,7 +221,8 @@ def _node_to_json(node: ast.expr) -> Any:
     arguments = list(zip(known, node.args, strict=False))
     for keyword in node.keywords:
         if keyword.arg is None or keyword.arg in dict(arguments):
-            raise PlanError(f"{ast.unparse(node)[:80]}: {keyword.arg or '**'} must be given once, by name or by place")
+            given = keyword.arg or "**"
+            raise PlanError(f"{ast.unparse(node)[:80]}: {given} must be given once, by name or by place")
         arguments.append((keyword.arg, keyword.value))
     return [name, {field: _node_to_json(value) for field, value in arguments}]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bitbook.errors import PlanError
-from bitbook.quantizer import FitOptions, Quantized, Quantizer, StraightThrough, checked
+from bitbook.quantizer import FitOptions, Quantized, Quantizer, StraightThrough, checked, with_children
 from bitbook.scalar.leaves import Integer
 
 
@@ -77,7 +77,10 @@ class FakeQuantize(nn.Module):
         for name, child in self.recipe.children(self.shape).items():
             trains = learned and not isinstance(child.recipe, Integer)
             value = nn.Parameter(fitted[name]) if trains else fitted[name]
-            self.side.add_module(name, FakeQuantize(child.recipe, value, options=below, generator=generator))
+            follows = Regime() if learned else Regime("latent", "refreshed")
+            source = FakeQuantize(child.recipe, value, regime=follows, options=below, generator=generator)
+            self.side.add_module(name, source)
+        self.recipe = with_children(self.recipe, {name: source.recipe for name, source in self._sources()})
         self._code_names: tuple[str, ...] = ()
         if frozen:
             self.latent = None
@@ -100,9 +103,7 @@ class FakeQuantize(nn.Module):
             value = self.recipe.decode(self.codes, self._side_values(), self.shape)
         else:
             w = self.latent.float()
-            if self._refreshes and self.side._modules:
-                self._refresh(w)
-            side = self._side_values()
+            side = self._refreshed(w) if self._refreshes else self._side_values()
             if self._code_names:
                 value = self._between_assignments(w, side)
             else:
@@ -112,8 +113,8 @@ class FakeQuantize(nn.Module):
     @torch.no_grad()
     def freeze(self) -> Quantized:
         """What the last forward stood for, in compressed form."""
-        if self.latent is not None and self._refreshes and self.side._modules:
-            self._refresh(self.latent.float())
+        if self.latent is not None and self._refreshes:
+            self._refreshed(self.latent.float())
         side = {name: source.freeze() for name, source in self._sources()}
         codes: Mapping[str, Tensor] = self.codes
         if not codes:
@@ -137,11 +138,16 @@ class FakeQuantize(nn.Module):
     def _side_values(self) -> dict[str, Tensor]:
         return {name: source.forward() for name, source in self._sources()}
 
-    def _refresh(self, w: Tensor) -> None:
-        buffers = {name: source._buffers for name, source in self._sources()}
-        old = {name: cast(Tensor, held["latent"]) for name, held in buffers.items()}
-        for name, value in self.recipe.refresh(w.detach(), old, self.options).items():
-            buffers[name]["latent"] = value
+    def _refreshed(self, w: Tensor) -> dict[str, Tensor]:
+        """Let the side tensors follow `w`, and give them as the file would."""
+        sources = self._sources()
+        if not sources:
+            return {}
+        old = {name: cast(Tensor, source._buffers["latent"]) for name, source in sources}
+        new = self.recipe.refresh(w.detach(), old, self.options)
+        for name, source in sources:
+            source._buffers["latent"] = new[name]
+        return {name: source.forward() for name, source in sources}
 
     def _between_assignments(self, w: Tensor, side: dict[str, Tensor]) -> Tensor:
         if self.training and torch.is_grad_enabled():

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -204,7 +204,13 @@ def quantize(
         for name, child in recipe.children(shape).items()
     }
     codes = recipe.encode(w, {name: q.decode() for name, q in side.items()}, importance=importance)
-    return Quantized(recipe, shape, codes, side)
+    return Quantized(with_children(recipe, {n: q.recipe for n, q in side.items()}), shape, codes, side)
+
+
+def with_children(recipe: Quantizer, children: Mapping[str, Quantizer]) -> Quantizer:
+    """`recipe` with its side tensors' recipes as these were resolved; a side tensor's field has its name."""
+    own = {f.name for f in fields(recipe)} & children.keys()
+    return replace(recipe, **{name: children[name] for name in own})
 
 
 def checked(w: Tensor) -> Tensor:

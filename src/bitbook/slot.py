@@ -35,7 +35,7 @@ class _Slotted(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The subclass is made at run time, so pickle and deepcopy rebuild it from its parts.
         base, names = type(self)._slot_key  # type: ignore[attr-defined]
-        return _rebuild, (base, names), self.__dict__.copy()
+        return _rebuild, (base, names), dict(self.__getstate__())  # some modules drop what cannot be pickled
 
 
 def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
@@ -86,13 +86,13 @@ def attach(module: nn.Module, name: str, source: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         raise PlanError(f"{type(module).__name__} is scripted; quantize the original module")
     base, names = getattr(type(module), "_slot_key", (type(module), ()))
+    if not names and SLOTS in module._modules:
+        raise PlanError(f"{type(module).__name__} has a child module named {SLOTS!r}; rename it")
     if isinstance(module, nn.RNNBase):
         module.__dict__.pop("_flat_weights", None)
     module._parameters.pop(name, None)
     module._buffers.pop(name, None)
     if not names:
-        if SLOTS in module._modules:
-            raise PlanError(f"{type(module).__name__} has a child module named {SLOTS!r}; rename it")
         module.add_module(SLOTS, nn.Module())  # a ModuleDict would refuse names such as "values"
         module._slot_values = None  # type: ignore[assignment]
     getattr(module, SLOTS).add_module(name, source)

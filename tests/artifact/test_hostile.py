@@ -407,9 +407,9 @@ BOMBS = [
 def test_bombs_are_not_set_off(data: bytes) -> None:
     """Each would take more memory than this machine has, or minutes of it."""
     tracemalloc.start()
-    begin = time.perf_counter()
+    begin = time.process_time()
     refuse(data, "the file claims more than 16777216 elements; if you trust it, raise max_elements")
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
 

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import random
 import signal
@@ -30,20 +31,32 @@ def path(tmp_path):
     return tmp_path / "study.db"
 
 
-def program(path, log, seconds, cells):
-    command = [sys.executable, "-c", PROGRAM, str(path), str(log), str(seconds), str(cells)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or "." for entry in sys.path)}
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def program():
+    """Start the program in a process group of its own; what is left of it ends with the test."""
+    started = []
+
+    def start(path, log, seconds, cells):
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, str(path), str(log), str(seconds), str(cells)],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or "." for entry in sys.path)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
-def wait_for(condition, seconds=40.0):
+def wait_for(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "waited in vain"
@@ -136,7 +149,7 @@ def test_a_cell_that_kills_its_workers_is_failed(path):
 
 
 @needs_proc
-def test_kill_the_whole_group_and_restart(path, tmp_path):
+def test_kill_the_whole_group_and_restart(program, path, tmp_path):
     log, count = tmp_path / "log", 12
     killed = program(path, log, 0.1, count)
     wait_for(lambda: len(lines(log)) >= 4)
@@ -167,13 +180,13 @@ def test_kill_the_whole_group_and_restart(path, tmp_path):
 
 @pytest.mark.slow
 @needs_proc
-def test_workers_of_a_killed_parent_stop_after_their_trial(path, tmp_path):
+def test_workers_of_a_killed_parent_stop_after_their_trial(program, path, tmp_path):
     log = tmp_path / "log"
     parent = program(path, log, 0.3, 60)
     wait_for(lambda: len(lines(log)) >= 2)
     parent.kill()
     parent.communicate()
-    wait_for(lambda: not workers_of(path), seconds=5)
+    wait_for(lambda: not workers_of(path), seconds=30)
     store = StudyStore(open_storage(path), "study")
     counts = store.counts()
     assert counts["running"] == 0 and counts["failed"] == 0  # their last results were accepted
@@ -183,12 +196,12 @@ def test_workers_of_a_killed_parent_stop_after_their_trial(path, tmp_path):
 
 @pytest.mark.slow
 @needs_proc
-def test_interrupt_leaves_a_study_that_goes_on(path, tmp_path):
+def test_interrupt_leaves_a_study_that_goes_on(program, path, tmp_path):
     log = tmp_path / "log"
     interrupted = program(path, log, 0.1, 60)
     wait_for(lambda: len(lines(log)) >= 3)
     os.killpg(interrupted.pid, signal.SIGINT)
-    _, message = interrupted.communicate(timeout=20)
+    _, message = interrupted.communicate(timeout=60)
     assert "of 60 cells are done and stored; the same command goes on" in " ".join(message.split())
     assert interrupted.returncode != 0 and not workers_of(path)
     store = StudyStore(open_storage(path), "study")
@@ -268,7 +281,7 @@ def test_status_line(counts, done_now, elapsed, expected):
 
 @pytest.mark.slow
 @needs_proc
-def test_many_kills_in_a_row_change_nothing_in_the_table(path, tmp_path):
+def test_many_kills_in_a_row_change_nothing_in_the_table(program, path, tmp_path):
     chance = random.Random(0)
     log, count = tmp_path / "log", 80
     for _ in range(6):
@@ -283,7 +296,7 @@ def test_many_kills_in_a_row_change_nothing_in_the_table(path, tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     last = program(path, log, 0.2, count)
-    assert last.communicate(timeout=120)[0] == f"{count}\n"
+    assert last.communicate(timeout=300)[0] == f"{count}\n"
     store = StudyStore(open_storage(path), "study")
     assert [record["result"]["square"] for record in store.results()] == [x * x for x in range(count)]
     assert store.counts()["done"] == count

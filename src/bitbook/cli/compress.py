@@ -93,16 +93,16 @@ def compress(
     seed: Annotated[int, typer.Option(help="Of k-means and of the order of training examples.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compress a trained model into a file, and say what it costs in bytes, weight error and accuracy.
+    r"""Compress a trained model into a file, and say what it costs in bytes, weight error and accuracy.
 
     Accuracy is that of the file, read back. Which examples are held out for validation is always the same.
 
-    \b
     Examples:
-      bitbook compress --model lenet-5 --weights lenet.pt --recipe 'Uniform(4)' -o small.safetensors
-      bitbook compress --model my.models:net --weights net.safetensors -o small.safetensors \\
-        --recipe 'Codebook(256, (1, 4), centroids=Uniform(5))' --layers 'conv*.weight' \\
-        --data my.data:photos --epochs 5 --lr 0.001
+      bitbook compress --model lenet-5 --weights lenet.pt \
+        --recipe 'Uniform(4)' --data mnist -o small.safetensors
+      bitbook compress --model my.models:net --weights net.safetensors \
+        --recipe 'Codebook(256, (1, 4), centroids=Uniform(5))' \
+        --data my.data:photos --epochs 5 --lr 0.001 -o small.safetensors
     """
     from bitbook.apply import compress as compress_model
     from bitbook.apply import load
@@ -229,7 +229,7 @@ def _rows(
 def weight_error(w: Tensor, stored: Tensor) -> dict[str, float | None]:
     """`relative_mse` = ‖w − ŵ‖² / ‖w‖², and the same as a signal-to-noise ratio in dB.
 
-    None stands for infinity: the ratio of tensors that are equal, the error of a tensor of zeros that are not.
+    None stands for infinity: the ratio where both are equal, the error where w is zero and ŵ is not.
     """
     w = w.double()
     error, power = (w - stored.double()).square().sum().item(), w.square().sum().item()

@@ -37,7 +37,6 @@ from bitbook.errors import DataError
 def inspect(file: InputFile, as_json: AsJson = False) -> None:
     """Say what each byte of a file is for; nothing is decoded.
 
-    \b
     Example:
       bitbook inspect small.safetensors
     """
@@ -70,7 +69,6 @@ def decompress(file: InputFile, output: Output) -> None:
 
     Quantized tensors become float32, dense ones stay as stored, and each name of a tied tensor gets a copy.
 
-    \b
     Example:
       bitbook decompress small.safetensors -o plain.safetensors
     """
@@ -90,7 +88,7 @@ def decompress(file: InputFile, output: Output) -> None:
     )
     if artifact.inputs:
         typer.echo(
-            f"note: {file} also quantizes the inputs of {', '.join(artifact.inputs)}; plain weights cannot say so",
+            f"note: the file also quantizes the inputs of {', '.join(artifact.inputs)}, plain weights cannot",
             err=True,
         )
 
@@ -109,7 +107,6 @@ def evaluate(
 ) -> None:
     """Load a file into its model and measure accuracy and loss.
 
-    \b
     Example:
       bitbook evaluate small.safetensors --model mlp-784-128-64-10 --data mnist
     """

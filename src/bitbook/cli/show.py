@@ -75,7 +75,7 @@ def total_line(name: object, ledger: Ledger) -> str:
 
 
 def print_table(columns: Mapping[str, str], rows: Iterable[Iterable[str]]) -> None:
-    """Print rows of text under `columns`, name → "left" or "right"; as wide as it must be unless on a terminal."""
+    """Print rows of text under `columns`, name → "left" or "right"; only a terminal limits the width."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -32,7 +32,7 @@ def study(
         str | None,
         typer.Option(
             envvar="BITBOOK_STORAGE",
-            help="A database URL, or a file ending in .db, that holds the trials; several machines may share one.",
+            help="What holds the trials: a file ending in .db, or a database URL for several machines.",
             show_default="OUT/study.db",
         ),
     ] = None,
@@ -48,7 +48,6 @@ def study(
 
     However a study ends, the same command goes on where it was; only the running trials are lost.
 
-    \b
     Examples:
       bitbook study --dataset digits --out runs/digits
       bitbook study --dataset mnist --workers 8 --dry-run
@@ -86,11 +85,11 @@ def study(
     # Without the storage: its URL may hold a password, and results do not depend on it.
     command = ["bitbook", "study", "--dataset", dataset, "--out", str(out)]
     command += [] if seeds is None else ["--seeds", str(seeds)]
-    write_all(results, out, command=shlex.join(command))
-    _show_fronts(results)
-    typer.echo(f"{len(results)} of {len(cells)} trials are done. In {out}:")
-    for path in sorted(out.iterdir()):
-        typer.echo(f"  {path.name}")
+    written = write_all(results, out, command=shlex.join(command))
+    _show_front(results)
+    typer.echo(f"{len(results)} of {len(cells)} trials are done, and reported in:")
+    for path in written:
+        typer.echo(f"  {path}")
 
 
 def _show_plan(cells: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -99,20 +98,19 @@ def _show_plan(cells: Sequence[Mapping[str, Any]], out: Path) -> None:
     columns = {"family": "left", "method": "left", "trials": "right"}
     print_table(columns, ([*method, str(count)] for method, count in methods.items()))
     starts = {repr([cell[key] for key in ("dataset", "holdout", "model", "start", "seed")]) for cell in cells}
-    typer.echo(
-        f"{len(cells)} trials from {len(starts)} float models, to be reported in {out}; nothing was run"
+    typer.echo(f"{len(cells)} trials from {len(starts)} float models, to be reported in {out}")
+
+
+def _show_front(results: Sequence[Mapping[str, Any]]) -> None:
+    """What no other recipe beats in both bytes and validation accuracy, of the report's main group."""
+    from bitbook.study.report import main_group
+    from bitbook.study.tables import accuracy_text, points
+
+    found = points(results)
+    group = main_group(found)
+    front = sorted((p for p in found if p.group == group and p.front), key=lambda p: p.bytes)
+    typer.echo(f"\nBest by validation: {group}")
+    print_table(
+        {"recipe": "left", "bytes": "right", "test accuracy %": "right"},
+        ([point.recipe, f"{point.bytes:,.0f}", accuracy_text(point.test)] for point in front),
     )
-
-
-def _show_fronts(results: Sequence[Mapping[str, Any]]) -> None:
-    """What no other recipe beats in both bytes and validation accuracy, for each start and training."""
-    from bitbook.study.tables import accuracy_text, grouped, points
-
-    for group, members in grouped(points(results)).items():
-        front = sorted((point for point in members if point.front), key=lambda point: point.bytes)
-        if front:
-            typer.echo(f"\n{group}: best by validation")
-            print_table(
-                {"recipe": "left", "bytes": "right", "test accuracy %": "right"},
-                ([point.recipe, f"{point.bytes:,.0f}", accuracy_text(point.test)] for point in front),
-            )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
@@ -81,7 +82,7 @@ class Uniform(Quantizer):
     ) -> dict[str, Tensor]:
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
         tiles = grid.tiles(w)
-        lo, hi = extremes(tiles)
+        lo, hi = extremes(w, grid)
         if options.range != "mse":
             return self.from_range(lo, hi, grid.mean(w.abs()), options)
         weights = torch.ones_like(w) if importance is None else importance
@@ -101,7 +102,7 @@ class Uniform(Quantizer):
         if options.range == "mse":  # a search; between fits the range stands still
             return side
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
-        lo, hi = extremes(grid.tiles(w))
+        lo, hi = extremes(w, grid)
         return self.from_range(lo, hi, grid.mean(w.abs()) if options.range == "lsq" else lo, options)
 
     def from_range(self, lo: Tensor, hi: Tensor, mean_abs: Tensor, options: FitOptions) -> dict[str, Tensor]:
@@ -143,7 +144,7 @@ class Uniform(Quantizer):
     def surrogate(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Tensor:
         """Straight through within the range, zero outside; to the scale as in LSQ (Esser et al. 2020, eq. 3)."""
         if side["scale"].numel() == 1:
-            return _FakeUniform.apply(w, side["scale"].view(()), _scalar(side.get("zero_point")), *self._limits)
+            return _fake_uniform(w, side["scale"].view(()), _scalar(side.get("zero_point")), *self._limits)
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
         return grid.untile(_FakeUniform.apply(grid.tiles(w), *_spread(side), *self._limits), tuple(w.shape))
 
@@ -151,6 +152,18 @@ class Uniform(Quantizer):
     def _limits(self) -> tuple[int, int]:
         """Least and largest step before a zero point is taken off."""
         return (-self.q_max, self.q_max) if self.symmetric else (0, self.alphabet - 1)
+
+
+def _fake_uniform(w: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:
+    """`_FakeUniform` for scalars; with a fixed scale, PyTorch's own hardtanh has its gradient at less cost."""
+    fixed = _on_hand(scale) and scale.device == w.device and not scale.requires_grad and scale.item() > 0
+    if not fixed:
+        return _FakeUniform.apply(w, scale, zero, low, high)
+    shift = 0 if zero is None else int(zero.item())
+    value = F.hardtanh(w, *_bounds(scale, low - shift, high - shift))
+    steps = value.detach().div_(scale).round_()  # overwrites value: hardtanh's gradient needs only its input
+    torch.add(scale.new_zeros(()), steps, alpha=scale.item(), out=steps)  # no -0.0, as in _FakeUniform
+    return value
 
 
 class _FakeUniform(torch.autograd.Function):
@@ -167,15 +180,15 @@ class _FakeUniform(torch.autograd.Function):
         if zero is not None:
             return steps.add_(zero).clamp_(low, high).sub_(zero).mul_(scale)
         steps.clamp_(low, high)
-        if _on_hand(scale):  # 0 + steps·s in one pass: codes know no -0.0, so training sees none
+        if _on_hand(scale) and scale.item() > 0:  # 0 + steps·s in one pass: codes know no -0.0, so training sees none
             return torch.add(scale.new_zeros(()), steps, alpha=scale.item(), out=steps)
-        return steps.mul_(scale).add_(0.0)
+        return steps.add_(0.0).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         w, scale, zero = ctx.saved_tensors
         low, high = (ctx.low, ctx.high) if zero is None else (ctx.low - zero, ctx.high - zero)
-        grad_w = masked(grad, w, scale * low, scale * high) if ctx.needs_input_grad[0] else None
+        grad_w = masked(grad, w, scale, low, high) if ctx.needs_input_grad[0] else None
         grad_scale = None
         if ctx.needs_input_grad[1]:
             ratio = _divide(w, scale)
@@ -188,22 +201,30 @@ class _FakeUniform(torch.autograd.Function):
         return grad_w, grad_scale, None, None, None
 
 
-def masked(grad: Tensor, w: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """`grad` where `low ≤ w ≤ high`, else zero."""
-    if _on_hand(low) and low.device == w.device:
-        # One fused kernel instead of a boolean mask, which CPUs are slow at; its bounds are exclusive.
-        down = np.nextafter(np.float32(low.item()), -_INFINITY).item()
-        up = np.nextafter(np.float32(high.item()), _INFINITY).item()
-        return torch.ops.aten.hardtanh_backward(grad, w, down, up)
-    return grad * ((w >= low) & (w <= high))
+def masked(grad: Tensor, w: Tensor, scale: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
+    """`grad` where `low · scale ≤ w ≤ high · scale`, else zero."""
+    if _on_hand(scale) and scale.device == w.device:
+        return torch.ops.aten.hardtanh_backward(grad, w, *_bounds(scale, low, high))
+    # A mask of floats: CPUs are several times slower at booleans.
+    w, scale = w.detach(), scale.detach()
+    inside = torch.ge(w, scale * low, out=torch.empty_like(w))
+    inside.mul_(torch.le(w, scale * high, out=torch.empty_like(w)))
+    return grad * inside
 
 
-def extremes(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimum and maximum of each block, `(R, C)`."""
-    R, _, C, _ = tiles.shape
-    if R == C == 1:
-        lo, hi = torch.aminmax(tiles)
-        return lo.reshape(1, 1), hi.reshape(1, 1)
+def _bounds(scale: Tensor, low: Tensor | int, high: Tensor | int) -> tuple[float, float]:
+    """The float32 numbers next to `[low · scale, high · scale]`: hardtanh passes no gradient at its bounds."""
+    s = np.float32(scale.item())
+    down, up = s * np.float32(low), s * np.float32(high)
+    return np.nextafter(down, -_INFINITY).item(), np.nextafter(up, _INFINITY).item()
+
+
+def extremes(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum of each block of `w`, `(R, C)`."""
+    if grid.R == grid.C == 1:
+        lo, hi = torch.aminmax(w)
+        return lo.view(1, 1), hi.view(1, 1)
+    tiles = grid.tiles(w)
     return tiles.amin((1, 3)), tiles.amax((1, 3))
 
 

@@ -146,10 +146,11 @@ def pruned_recipes(layers: Layers, percents: Sequence[int], bits: Sequence[int])
             yield Recipe("pruned", f"pruned, {p} bits", f"{percent} % kept", plan)
 
 
-def source_recipes(layers: Layers) -> Iterator[tuple[Recipe, Mapping[str, Any]]]:
+def source_recipes(layers: Layers) -> Iterator[tuple[Recipe, Mapping[str, Any] | None]]:
     """The source material's own configurations, and its later revision's, each with how it is tuned."""
     rows, fused = Codebook(0.9, ROWS), Codebook(0.9, ROWS, Uniform(4))
     ten = {"restarts": 10}
+    yield Recipe("float", "source", "float", Plan()), None
     yield Recipe("float", "source", "float, trained on", Plan()), SOURCE_TUNE
     yield Recipe("scalar", "source", "4/4 bits", layers.plan(Uniform(4), inputs=Uniform(4))), SOURCE_TUNE
     yield Recipe("scalar", "source", "4 bits (revision)", layers.plan(Uniform(4))), REVISION_TUNE

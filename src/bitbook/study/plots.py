@@ -7,6 +7,7 @@ file for the same points.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,17 +30,20 @@ MARKERS = "osD^vPX<>*"
 _GREY = "#8a8a8a"
 _STYLE = {
     "svg.hashsalt": "bitbook",  # element names, random otherwise
+    "svg.fonttype": "none",  # text stays text: half the size, and it can be searched
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.6,
-    "legend.frameon": False,
+    "legend.facecolor": "white",
+    "legend.edgecolor": "white",
+    "legend.framealpha": 0.85,
     "lines.linewidth": 1.3,
     "lines.markersize": 4.5,
 }
-_TICKS = (10, 20, 50, 80, 90, 95, 98, 99, 99.5, 99.8)
+_TICKS = (99.8, 99.5, 99, 98, 97, 96, 95, 92, 90, 80, 70, 50, 0)
 _LEAST_ERROR = 0.05  # percent; stands for no error at all on an axis that has no zero
 
 
@@ -57,7 +61,15 @@ def panel(point: Point) -> str:
     return "fused rows and columns" if clustered else "fused vectors"
 
 
-PANELS = ("scalar", "rows and columns", "vectors", "fused rows and columns", "fused vectors", "controls", "source")
+PANELS = (
+    "scalar",
+    "rows and columns",
+    "vectors",
+    "fused rows and columns",
+    "fused vectors",
+    "controls",
+    "source",
+)
 
 
 def panelled(points: Iterable[Point]) -> dict[str, list[str]]:
@@ -75,31 +87,38 @@ def style(index: int) -> tuple[str, str]:
     return PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
 
 
-def size_accuracy(points: Iterable[Point], path: str | Path, *, title: str = "", linear: bool = False) -> Path:
+def size_accuracy(
+    points: Iterable[Point], path: str | Path, *, title: str = "", linear: bool = False
+) -> Path:
     """Draw the test accuracy of each point of one group over the bytes of its file, a panel for each kind.
 
     Mean and 95 % interval over seeds. Grey, the same in every panel: the front chosen on validation; dashed:
-    the network in float32. The accuracy axis is logarithmic in the error, so that 97 and 98 % lie as far apart
-    as 94 and 96 %, unless `linear`. Raises StudyError for no points, or points of several groups.
+    the network in float32. Unless `linear`, the accuracy axis is logarithmic in the error: 98 and 99 % lie as
+    far apart as 96 and 98 %. Raises StudyError for no points, or points of several groups.
     """
     points = list(points)
     if not points:
         raise StudyError("there is nothing to draw: no points")
     lines, reference, best = curves(points), float_point(points), front(points)
     with _figure(path, panelled(points), title or str(points[0].group)) as axes:
+        first = next(iter(axes.values()))
         for methods, ax in axes.items():
-            ax.plot([p.bytes for p in best], [p.test.mean for p in best], ".-", color="#bdbdbd", lw=3, ms=5,
-                    zorder=1, label="best of all" if len(axes) > 1 else "best")  # fmt: skip
+            once = "" if ax is first else "_"  # matplotlib leaves names with an underscore out of the legend
+            if best:
+                sizes, accuracies = [p.bytes for p in best], [p.test.mean for p in best]
+                name = f"{once}front of all methods"
+                ax.plot(sizes, accuracies, ".-", color="#c4c4c4", lw=3, ms=5, zorder=1, label=name)
             if reference is not None:
-                ax.axhline(reference.test.mean, color=_GREY, ls="--", lw=0.9, zorder=1, label="float32")
+                ax.axhline(
+                    reference.test.mean, color=_GREY, ls="--", lw=0.9, zorder=1, label=f"{once}float32"
+                )
             for i, method in enumerate(methods):
                 _curve(ax, lines[method], i, connected=method != "source")
-            ax.legend(loc="lower right", fontsize=6.5, handlelength=1.6, borderaxespad=0.2)
-        first = next(iter(axes.values()))
         _byte_axis(first, [size for p in points for size in p.sizes])
         if not linear:
             _error_axis(first, [p.test.mean for p in points])
         for ax in axes.values():
+            _legend(ax)
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel("test accuracy, %")
     return Path(path)
@@ -135,8 +154,12 @@ def difference_plot(
             ax.legend(loc="best", fontsize=6.5, handlelength=1.6)
         first = next(iter(axes.values()))
         _byte_axis(first, [row.bytes for row in rows])
-        bounds = [bound for row in rows for bound in (row.difference, row.low, row.high) if math.isfinite(bound)]
-        if max(map(abs, bounds)) > 10:  # losses of half the accuracy must not hide differences of half a point
+        bounds = [
+            bound for row in rows for bound in (row.difference, row.low, row.high) if math.isfinite(bound)
+        ]
+        if (
+            max(map(abs, bounds)) > 10
+        ):  # losses of half the accuracy must not hide differences of half a point
             first.set_yscale("symlog", linthresh=1, linscale=1)
             first.yaxis.set_major_formatter("{x:g}")
         for ax in axes.values():
@@ -161,10 +184,11 @@ def _curve(ax: Any, line: Sequence[Point], index: int, *, connected: bool) -> No
 
 def _differences(ax: Any, rows: Sequence[EqualBytes], index: int) -> None:
     color, marker = style(index)
-    error = [[0.0 if math.isnan(r.low) else max(0.0, d) for r, d in zip(rows, side, strict=True)] for side in (
-        [r.difference - r.low for r in rows], [r.high - r.difference for r in rows])]  # fmt: skip
+    # A percentile interval need not contain the value itself; NaN, of a single seed, draws nothing.
+    down = [max(0.0, r.difference - r.low) for r in rows]
+    up = [max(0.0, r.high - r.difference) for r in rows]
     ax.errorbar(
-        [r.bytes for r in rows], [r.difference for r in rows], yerr=error, color=color, marker=marker,
+        [r.bytes for r in rows], [r.difference for r in rows], yerr=[down, up], color=color, marker=marker,
         elinewidth=0.8, capsize=1.5, zorder=2 + index, markeredgecolor="white", markeredgewidth=0.5,
         label=rows[0].method,
     )  # fmt: skip
@@ -190,21 +214,29 @@ def _figure(path: str | Path, panels: Mapping[str, list[str]], title: str) -> It
             elif position + columns >= len(panels):
                 ax.set_xlabel("bytes of the file")
                 ax.tick_params(labelbottom=True)
-        figure.suptitle(title, fontsize=9.5)
+        figure.suptitle("\n".join(textwrap.wrap(title, int(15 * width))), fontsize=9)
         yield used
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         metadata = {"Date": None} if Path(path).suffix == ".svg" else {"Software": None}
         figure.savefig(path, metadata=metadata, dpi=160)
 
 
+def _legend(ax: Any) -> None:
+    ax.legend(loc="best", fontsize=6.5, handlelength=1.6, borderaxespad=0.2, labelspacing=0.3)
+
+
 def _byte_axis(ax: Any, sizes: Sequence[float]) -> None:
-    ticker = optional_import("matplotlib.ticker", "study")
+    low, high = min(sizes) / 1.15, max(sizes) * 1.15
     ax.set_xscale("log")
-    ax.set_xlim(min(sizes) / 1.15, max(sizes) * 1.15)
-    wide = max(sizes) / min(sizes) > 30
-    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3) if wide else (1, 2, 5)))
-    ax.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
-    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    ax.set_xlim(low, high)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        ticks = [step * 10**decade for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 3:
+            break
+    ax.set_xticks(ticks, labels=[f"{tick:,.0f}" for tick in ticks])
+    ax.set_xticks([], minor=True)
 
 
 def _error_axis(ax: Any, accuracies: Sequence[float]) -> None:
@@ -217,8 +249,12 @@ def _error_axis(ax: Any, accuracies: Sequence[float]) -> None:
             lambda position: 100 - 10.0 ** -np.asarray(position, float),
         ),
     )
-    top = 100 - max(_LEAST_ERROR, 0.7 * (100 - max(accuracies)))
-    low = max(0.0, 100 - 1.25 * (100 - min(accuracies)))
-    ax.set_ylim(low, top)
-    shown = [tick for tick in _TICKS if low <= tick <= top]
-    ax.set_yticks(shown, labels=[f"{tick:g}" for tick in shown], minor=False)
+    high = 100 - max(_LEAST_ERROR, 0.7 * (100 - max(accuracies)))
+    low = max(0.0, 100 - 1.3 * (100 - min(accuracies)))
+    least = math.log10((100 - low) / (100 - high)) / 16  # distance of two labels
+    ticks: list[float] = []
+    for tick in _TICKS:
+        if low <= tick <= high and (not ticks or math.log10((100 - tick) / (100 - ticks[-1])) > least):
+            ticks.append(tick)
+    ax.set_ylim(low, high)
+    ax.set_yticks(ticks, labels=[f"{tick:g}" for tick in ticks])

@@ -3,7 +3,7 @@
     results ──► trial_rows ──► trials.csv
        └──────► points ──► curves, best_under, equal_accuracy_savings, equal_bytes_table ──► report, pictures
 
-A result is what `StudyStore.results` gives: cell_id, cell (see `grid.cell`) and result (see `trial.run_trial`).
+A result is what `StudyStore.results` gives: cell_id, cell (`grid.cell`) and result (`trial.run_trial`).
 A *point* is a recipe over its training seeds; a *group* is what may be compared: points of one data set, one
 held-out part, one start and one training. Accuracies are percent, sizes the bytes of the file.
 """
@@ -51,6 +51,9 @@ COLUMNS = (
     "method", "start", "training", "loss", "bits_per_weight", "holdout", "cell",
 )  # fmt: skip
 """Columns of the table of trials, in this order."""
+_REPEAT = (
+    "import json, sys; from bitbook.study.trial import run_trial; print(run_trial(json.loads(sys.argv[1])))"
+)
 _FORMATS = {"accuracy": ".4f", "seconds": ".3f", "loss": ".6g", "bits_per_weight": ".5f"}
 
 
@@ -64,7 +67,7 @@ class Group(NamedTuple):
 
     def __str__(self) -> str:
         trained = "not trained further" if self.training == "none" else f"then {self.training}"
-        held_out = f", {self.holdout:,} held out" if self.holdout else ", nothing held out"
+        held_out = "" if self.holdout else ", nothing held out"
         return f"{self.dataset}, start of {self.start}, {trained}{held_out}"
 
 
@@ -105,7 +108,7 @@ class Point:
     bits_per_weight: float
     """Of the whole file, mean over seeds; NaN for a model without weights."""
     seconds: float
-    """Median over seeds of quantizing, training on and evaluating; not of the float start, which is shared."""
+    """Median over seeds of quantizing, training on and evaluating; not of the shared float start."""
     example: Result
     """The first seed's result."""
     cells: tuple[str, ...]
@@ -167,7 +170,7 @@ def _score_json(score: Scores) -> dict[str, float]:
 
 
 def trial_rows(results: Iterable[Result]) -> list[dict[str, Any]]:
-    """One row per trial and split with the keys `COLUMNS`, in an order that the order of `results` leaves alone.
+    """One row per trial and split with the keys `COLUMNS`, in the same order for any order of `results`.
 
     seconds: of quantizing, training on and evaluating, without the float start that trials share.
     """
@@ -226,15 +229,16 @@ def finite(value: Any) -> Any:
 
 
 def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """A Markdown table of these columns. Integers get thousands separators, floats two decimals, None nothing."""
+    """A Markdown table of these columns: integers with thousands separators, floats with two decimals."""
     body = [[row[column] for column in columns] for row in rows]
-    numeric = [all(isinstance(line[i], int | float) for line in body) and bool(body) for i in range(len(columns))]
-    lines = [list(columns), ["--:" if right else "---" for right in numeric]]
-    lines += [[_markdown_text(value) for value in line] for line in body]
+    numbers = [all(isinstance(line[i], int | float | None) for line in body) for i in range(len(columns))]
+    lines = [list(columns), ["--:" if right and body else "---" for right in numbers]]
+    lines += [[markdown_text(value) for value in line] for line in body]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _markdown_text(value: object) -> str:
+def markdown_text(value: object) -> str:
+    """A value as it stands in a Markdown table, with what Markdown would interpret escaped."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -251,9 +255,8 @@ def accuracy_text(score: Scores) -> str:
 
 def repeat_command(cell: Mapping[str, Any]) -> str:
     """A shell command that runs a cell again and prints what `run_trial` returns."""
-    code = "import json, sys; from bitbook.study.trial import run_trial; print(run_trial(json.loads(sys.argv[1])))"
     written = json.dumps(cell, ensure_ascii=False, separators=(",", ":"))
-    return f"python -c {shlex.quote(code)} {shlex.quote(written)}"
+    return f"python -c {shlex.quote(_REPEAT)} {shlex.quote(written)}"
 
 
 # --- points and curves
@@ -302,7 +305,8 @@ def _point(group: Group, records: list[Result]) -> Point:
         sizes=tuple(outcome["bytes"] for outcome in outcomes),
         scores={
             split: Scores(
-                tuple(rows[split]["accuracy"] for rows in splits), tuple(rows[split]["loss"] for rows in splits)
+                tuple(rows[split]["accuracy"] for rows in splits),
+                tuple(rows[split]["loss"] for rows in splits),
             )
             for split in splits[0]
         },
@@ -335,7 +339,7 @@ def front(points: Iterable[Point]) -> list[Point]:
 
 
 def best_under(points: Iterable[Point], max_bytes: float) -> Point | None:
-    """The best point on validation of which every seed's file has at most `max_bytes`; None if there is none."""
+    """The best point on validation of which no seed's file exceeds `max_bytes`; None if there is none."""
     fitting = [p for p in points if p.validation is not None and max(p.sizes) <= max_bytes]
     return max(fitting, key=lambda p: (p.scores["validation"].mean, -p.bytes), default=None)
 
@@ -357,6 +361,7 @@ def float_point(points: Iterable[Point]) -> Point | None:
 class MethodSaving(NamedTuple):
     """How many percent of the bytes `method` saves against another at equal accuracy, on average."""
 
+    family: str
     method: str
     against: str
     seeds: int
@@ -406,7 +411,7 @@ def fused_pairs(points: Iterable[Point]) -> list[Pair]:
 def equal_accuracy_savings(
     points: Iterable[Point], pairs: Iterable[Pair], *, split: str = "test", seed: int = 0, repeats: int = 300
 ) -> list[MethodSaving]:
-    """`stats.average_saving` of each pair of methods of one group, with a bootstrap interval over common seeds."""
+    """`stats.average_saving` of each pair of methods of one group, by bootstrap over their common seeds."""
     lines = curves(points)
     found = []
     for method, against in pairs:
@@ -416,7 +421,7 @@ def equal_accuracy_savings(
         else:
             single = average_saving(theirs[0], ours[0])
             saving = single and SavingInterval(single, math.nan, math.nan, 0.0)
-        found.append(MethodSaving(method, against, len(ours), saving))
+        found.append(MethodSaving(lines[method][0].family, method, against, len(ours), saving))
     return found
 
 
@@ -560,7 +565,8 @@ def _natural(value: Any) -> Any:
     """A sort key in which "5 %" comes before "10 %"."""
     if isinstance(value, tuple):
         return tuple(map(_natural, value))
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(value)) if part]
+    parts = re.split(r"([0-9]+)", str(value))  # text and numbers in turn
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _seconds(result: Mapping[str, Any]) -> float:

@@ -9,6 +9,7 @@ that of the file, read back into a fresh model.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -64,6 +65,8 @@ def run_trial(cell: Cell) -> dict[str, Any]:
         if "tune" in phase:
             losses += train(model, data.train_x, data.train_y, Training(**phase["tune"]), generator=generator)
     fitted = clock()
+    if losses and not math.isfinite(losses[-1]):
+        return _diverged(cell, data, dataset, losses)
 
     artifact = freeze(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -93,6 +96,24 @@ def run_trial(cell: Cell) -> dict[str, Any]:
         "seconds": {"start": started - began, "fit": fitted - started, "evaluate": clock() - fitted},
         "correct": answers,
         "versions": {"torch": torch.__version__},
+    }
+
+
+def _diverged(cell: Cell, data: Split, dataset: Dataset, losses: list[float]) -> dict[str, Any]:
+    """What is reported of a training that ended in NaN: the file's size, and one answer for every input.
+
+    A file holds finite weights only, so there is none to evaluate; its size does not depend on the training.
+    """
+    untrained = run_trial({**cell, "phases": [{"plan": phase["plan"]} for phase in cell["phases"]]})
+    labels = {"test": dataset.test_y, "validation": data.val_y}
+    for row in untrained["rows"]:
+        row |= {"accuracy": 100 * (labels[row["split"]] == 0).double().mean().item(), "loss": math.nan}
+    return {
+        **untrained,
+        "objectives": [untrained["bytes"], untrained["rows"][-1]["accuracy"]],
+        "losses": losses,
+        "correct": _pack(dataset.test_y == 0),
+        "diverged": True,
     }
 
 

@@ -1,0 +1,84 @@
+"""Every quantizer and coder in the forms that matter; a new one adds a line and inherits all laws."""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple
+
+from bitbook import Binary, Codebook, FitOptions, Float, Integer, Pruned, Quantizer, Ternary, Uniform
+from bitbook.coding.coder import Coder
+from bitbook.coding.fixed import Fixed
+from bitbook.quantizer import Range
+from bitbook.testing import fingerprint
+
+
+class Case(NamedTuple):
+    recipe: Quantizer
+    range: Range | None = None
+    doubles: bool = True
+    learns: bool = True
+
+    @property
+    def options(self) -> FitOptions:
+        return FitOptions(range=self.range, iterations=20)
+
+    def __str__(self) -> str:
+        return f"{self.recipe!r}{f' {self.range}' if self.range else ''}"
+
+
+QUANTIZERS = [
+    Case(Float()),
+    Case(Float("bfloat16")),
+    Case(Float("float16"), doubles=False),  # its subnormals round differently
+    Case(Integer(7), doubles=False),
+    *(Case(Uniform(bits)) for bits in range(2, 9)),
+    *(Case(Uniform(bits, symmetric=False)) for bits in (1, 2, 4, 8)),
+    *(Case(Uniform(4), range) for range in ("absmax", "mse", "lsq")),
+    Case(Uniform(3, (1, 4), symmetric=False), "mse"),
+    *(Case(Uniform(4, block)) for block in ((1, -1), (-1, 1), (1, 4), (3, 4), (4, -1), (-1, 8))),
+    Case(Uniform(4, scale=Float("bfloat16"))),
+    Case(Uniform(4, (1, 4), scale=Float("float16")), doubles=False),
+    Case(Uniform(4, (1, 4), scale=Uniform(8))),
+    Case(Uniform(4, (1, 4), scale=Uniform(8, (1, -1), scale=Float("bfloat16")))),
+    Case(Uniform(4, (1, 4), symmetric=False, scale=Uniform(6))),
+    Case(Binary()),
+    Case(Binary(), "minmax"),
+    Case(Binary((1, 4))),
+    Case(Binary((1, -1), scale=Uniform(8))),
+    Case(Ternary()),
+    Case(Ternary((1, 8), scale=Float("bfloat16"))),
+    Case(Pruned(0.5)),
+    Case(Pruned(10, Uniform(4))),
+    Case(Pruned(0.25, Uniform(3, (1, 8), pad=True))),
+    Case(Pruned(0.5, Codebook(4, (1, 2)))),
+    Case(Codebook(1, (1, 4))),
+    Case(Codebook(8)),
+    Case(Codebook(0.25, (1, -1))),
+    Case(Codebook(0.25, (-1, 1))),
+    Case(Codebook(5, (3, 2))),
+    Case(Codebook(4, (1, 1))),
+    Case(Codebook(1000, (1, 2))),
+    Case(Codebook(8, (1, 4), centroids=Float("bfloat16"))),
+    Case(Codebook(8, (1, 4), centroids=Uniform(5))),
+    Case(Codebook(0.5, (1, -1), centroids=Uniform(4, (1, -1)))),
+    Case(Codebook(8, (1, 4), centroids=Uniform(4, (1, 2), scale=Uniform(8)))),
+    Case(Codebook(8, (1, 4), centroids=Ternary())),
+]
+
+LADDERS: list[list[Quantizer]] = [
+    [Uniform(bits) for bits in range(2, 9)],
+    [Uniform(bits, (1, 16)) for bits in range(2, 9)],
+    [Uniform(bits, symmetric=False) for bits in range(1, 9)],
+    [Binary(), Ternary()],
+    [Codebook(2**bits, (1, 1)) for bits in range(1, 6)],
+    [Codebook(size, (1, 4)) for size in (1, 4, 16, 64)],
+    [Codebook(32, (1, 4), centroids=Uniform(bits)) for bits in range(2, 8)],
+    [Pruned(share, Uniform(6)) for share in (0.1, 0.5, 1.0)],
+    [Float("bfloat16"), Float("float16"), Float()],
+]
+
+CODERS: list[Coder] = [Fixed()]
+
+
+if __name__ == "__main__":  # tests compare this with what their own process gives
+    print("\n".join(fingerprint(case.recipe, options=case.options) for case in QUANTIZERS), file=sys.stdout)
