@@ -9,7 +9,7 @@ from bitbook.apply import quantize_ as quantize_
 from bitbook.artifact import Artifact as Artifact
 from bitbook.artifact import Ledger as Ledger
 from bitbook.artifact import read as read
-from bitbook.artifact import read_ledger as ledger
+from bitbook.artifact import read_ledger as read_ledger
 from bitbook.artifact import save as save
 from bitbook.inputs import calibrate as calibrate
 from bitbook.plan import Activation as Activation
@@ -30,5 +30,8 @@ from bitbook.train import Training as Training
 from bitbook.train import evaluate as evaluate
 from bitbook.train import train as train
 from bitbook.vector.codebook import Codebook as Codebook
+
+ledger = read_ledger
+"""`bitbook.ledger(path)`: what every byte of a file is for."""
 
 __version__ = "0.1.0"

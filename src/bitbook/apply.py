@@ -161,7 +161,7 @@ def restore(artifact: Artifact, model: nn.Module) -> nn.Module:
     stored = artifact.state_dict()
     missing, extra = sorted(places.keys() - stored.keys()), sorted(stored.keys() - places.keys())
     if missing or extra:
-        raise ModelMismatch(f"the file lacks {missing or 'nothing'} of the model and has {extra or 'nothing'} beside it")
+        raise ModelMismatch(f"the file lacks {missing or 'nothing'} of the model, and has {extra or 'nothing'} else")
     for name, value in stored.items():
         if value.shape != places[name].shape:
             raise ModelMismatch(f"{name}: {tuple(value.shape)} in the file, {tuple(places[name].shape)} in the model")
@@ -169,7 +169,7 @@ def restore(artifact: Artifact, model: nn.Module) -> nn.Module:
     for name, value in stored.items():
         other = tied.setdefault(id(places[name]), name)
         if stored[other] is not value and not torch.equal(stored[other], value):
-            raise ModelMismatch(f"{other} and {name} are one tied tensor in the model and two different ones in the file")
+            raise ModelMismatch(f"{other} and {name} are one tied tensor in the model, two different ones in the file")
     modules = dict(model.named_modules())
     unknown = artifact.inputs.keys() - modules.keys()
     if unknown:
@@ -213,7 +213,8 @@ def compress(
     quantize_(model, plan, options=options, regime=regime, generator=generator)
     needs_ranges = [a for a in plan.inputs.values() if a is not None and a.range == "calibrated"]
     if data is None and (training is not None or needs_ranges):
-        raise PlanError(f"{'training' if training else 'a calibrated input range'} needs data; pass data=(inputs, labels)")
+        what = "training" if training else "a calibrated input range"
+        raise PlanError(f"{what} needs data; pass data=(inputs, labels)")
     if needs_ranges and data is not None:
         calibrate(model, [data[0][:CALIBRATION_EXAMPLES]])
     if training is not None and data is not None:

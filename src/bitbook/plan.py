@@ -171,7 +171,8 @@ def recipe_from_json(value: Any, *, depth: int = 0) -> Quantizer:
         raise PlanError("recipes are nested more than 8 deep")
     parts = list(value) if isinstance(value, list) else [value]
     if not parts or not isinstance(parts[0], str) or parts[0] not in KINDS or len(parts) > 3:
-        raise PlanError(f"{value!r} is not a recipe; use [name, argument, {{fields}}] with a name of {', '.join(KINDS)}")
+        names = ", ".join(KINDS)
+        raise PlanError(f"{value!r} is not a recipe; use [name, argument, {{fields}}] with a name of {names}")
     kind = KINDS[parts[0]]
     types_of = _field_types(kind)
     named = parts.pop() if isinstance(parts[-1], dict) and len(parts) > 1 else {}

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitbook import FitOptions, Quantizer, Uniform, plan
+from bitbook import FitOptions, Quantizer, Uniform, plan, quantize
 from bitbook.scalar.leaves import Float, Integer
-from bitbook.testing import check_finer, check_quantizer, check_tensor, check_training, fingerprint, padded
+from bitbook.testing import check_finer, check_quantizer, check_tensor, fingerprint, padded
 from tests.laws import cases
 from tests.laws.cases import LADDERS, QUANTIZERS, Case
 
@@ -40,19 +40,15 @@ def test_laws(case: Case) -> None:
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_laws_hold_for_any_tensor(case: Case, w: Tensor) -> None:
     recipe = padded(case.recipe)
-    if isinstance(getattr(recipe, "keep", None), int):
-        assume(w.numel() >= recipe.keep)  # type: ignore[attr-defined]
-    # The floor of scales, 1e-8, does not double; blocks of few equal weights reach it at any magnitude.
+    # Blocks of few equal weights meet the floor of scales at any magnitude, so doubling has its own test.
     check_tensor(recipe, w, options=case.options, doubles=False)
-    check_training(recipe, w, options=case.options, steps=1) if w.numel() > 64 else None
 
 
-@settings(max_examples=15)
-@given(st.integers(0, 10**6), st.floats(-5, 5), st.integers(-8, 8))
+# The floor of scales, 1e-8, does not double: magnitudes here stay well above it.
+@settings(max_examples=8)
+@given(st.integers(0, 10**6), st.floats(0, 4), st.integers(-2, 8))
 @pytest.mark.parametrize("case", [c for c in SMALL if c.doubles], ids=str)
 def test_powers_of_two_scale_exactly(case: Case, seed: int, magnitude: float, power: int) -> None:
-    from bitbook import quantize
-
     w = torch.randn(12, 16, generator=torch.Generator().manual_seed(seed)) * 10.0**magnitude
     a, b = (
         quantize(case.recipe, x, options=case.options, generator=torch.Generator().manual_seed(0)).decode()

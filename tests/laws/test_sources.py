@@ -156,8 +156,9 @@ def test_the_cache_does_not_outlive_a_failing_forward() -> None:
     assert not module.weight.any()
 
 
-# Torch's own, while it traces an autograd function.
+# Both are torch's own, while it traces.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("name", ["linear", pytest.param("conv2d", marks=pytest.mark.slow)])
 def test_compile(name: str) -> None:
     case = CASES[name]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitbook.errors import PlanError, WeightError
+from bitbook.vector import kernels
 from bitbook.vector import kmeans as module
 from bitbook.vector.kmeans import Clustering, assign, kmeans
 
@@ -77,9 +78,9 @@ def test_lloyd_equals_the_slow_reference(n: int, d: int, k: int, kind: int) -> N
 def test_without_numba_the_labels_are_the_same(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points, weights = gauss(500, 6), weightings(500, 6)[kind]
     fast = kmeans(points, 12, weights=weights, restarts=2, generator=seeded())
-    nearest = module._nearest_numpy
-    plain = module._Kernels((nearest, nearest), module._sums_numpy, module._closer_numpy)
-    monkeypatch.setattr(module, "_kernels", lambda: plain)
+    nearest = kernels._nearest_numpy
+    plain = kernels.Kernels((nearest, nearest), kernels._sums_numpy, kernels._closer_numpy)
+    monkeypatch.setattr(module, "kernels", lambda: plain)
     slow = kmeans(points, 12, weights=weights, restarts=2, generator=seeded(), chunk_bytes=4000)
     assert torch.equal(fast.labels, slow.labels)
     assert torch.equal(fast.centroids, slow.centroids)

@@ -143,7 +143,7 @@ def _answers(groups: dict[Group, list[Point]], trained: Sequence[Group]) -> str:
     for letter, (question, pairs) in zip("ab", questions, strict=True):
         lines += [f"**({letter}) {question}**", ""]
         for group in sorted(groups, key=lambda g: (g.start, g.training != "none")):
-            said = [_sentence(saving) for saving in _savings(groups[group], pairs)]
+            said = [sentence(saving) for saving in _savings(groups[group], pairs)]
             if letter == "a" and group in trained:
                 said += _smallest_sentences(groups[group])
             if said:
@@ -152,21 +152,21 @@ def _answers(groups: dict[Group, list[Point]], trained: Sequence[Group]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _sentence(found: MethodSaving) -> str:
-    """What an interval supports, in words."""
+def sentence(found: MethodSaving) -> str:
+    """What an interval supports, in words: fewer bytes, more bytes, or no difference."""
     ours, theirs = FAMILIES[found.method], FAMILIES[found.against]
     if found.saving is None:
         return f"{ours} and {theirs} share no range of accuracies"
-    percent, low, high = found.saving.saving.percent, found.saving.low, found.saving.high
-    reach = f"between {found.saving.saving.accuracy_low:.1f} and {found.saving.saving.accuracy_high:.1f} % accuracy"
-    interval = f"({low:.0f} to {high:.0f} %)"
-    if math.isnan(low):
-        return f"{ours}: {percent:+.0f} % bytes saved against {theirs} {reach} (one seed)"
-    if low > 0:
-        return f"{ours} need {percent:.0f} % {interval} fewer bytes than {theirs} {reach}"
-    if high < 0:
-        return f"{ours} need {-percent:.0f} % ({-high:.0f} to {-low:.0f} %) more bytes than {theirs} {reach}"
-    return f"{ours} and {theirs} do not differ {reach}: {percent:+.0f} % {interval}"
+    (percent, low_accuracy, high_accuracy), low, high, _ = found.saving
+    reach = f"between {low_accuracy:.1f} and {high_accuracy:.1f} %"
+    if low <= 0 <= high:
+        return f"{ours} and {theirs} cannot be told apart {reach}: {percent:+.0f} % bytes ({low:.0f} to {high:.0f} %)"
+    if percent > 0:
+        bounds = "one seed" if math.isnan(low) else f"{low:.0f} to {high:.0f} %"
+        return f"{ours} need {percent:.0f} % ({bounds}) fewer bytes than {theirs} {reach}"
+    times, least, most = (1 - value / 100 for value in (percent, high, low))
+    bounds = "one seed" if math.isnan(low) else f"{least:.2f} to {most:.2f}"
+    return f"{ours} need {times:.2f} ({bounds}) times the bytes of {theirs} {reach}"
 
 
 def _smallest_sentences(ps: Sequence[Point]) -> list[str]:
@@ -373,9 +373,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--grid", choices=list(GRIDS), default="mnist")
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--readme", type=Path, default=None, help="a file whose answers are replaced, too")
-    parser.add_argument("--study", default="study", help="the study's name in its storage")
+    parser.add_argument("--study", default=None, help="the study's name in its storage, if not the grid's")
     given = parser.parse_args(arguments)
-    store = StudyStore(open_storage(given.run / "study.db"), given.study)
+    store = StudyStore(open_storage(given.run / "study.db"), given.study or given.grid)
     wanted = {cell_id(cell) for cell in study_cells(given.grid, given.seeds)}
     results = [record for record in store.results() if record["cell_id"] in wanted]
     store.close()

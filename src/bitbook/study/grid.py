@@ -72,7 +72,9 @@ class Layers:
         return Plan(weights, {} if inputs is None else {self.modules: inputs})
 
 
-def scalar_recipes(layers: Layers, bits: Sequence[int] = BITS, activations=ACTIVATION_BITS) -> Iterator[Recipe]:  # noqa: ANN001
+def scalar_recipes(
+    layers: Layers, bits: Sequence[int] = BITS, activations: Sequence[int | None] = ACTIVATION_BITS
+) -> Iterator[Recipe]:
     """Uniform weights at each width, with inputs at each width; both rules at one bit."""
     for act in activations:
         method = "scalar" if act is None else f"scalar, {act}-bit inputs"
@@ -98,14 +100,19 @@ def row_scale_recipes(layers: Layers, bits: Sequence[int]) -> Iterator[Recipe]:
 
 
 def cluster_recipes(
-    layers: Layers, block: tuple[int, int], percents: Sequence[int] = PERCENTS, *, output: bool, centroids: Quantizer = Float()
+    layers: Layers,
+    block: tuple[int, int],
+    percents: Sequence[int] = PERCENTS,
+    *,
+    output: bool,
+    centroids: Uniform | Float = Float(),
 ) -> Iterator[Recipe]:
     """Whole rows or columns clustered to a percentage of their number."""
     what = "rows" if block == ROWS else "columns"
     family = "fused" if isinstance(centroids, Uniform) else "vector"
     method = what + ("" if output else ", output dense")
     if centroids != Float():
-        stored = f"{centroids.bits}-bit" if isinstance(centroids, Uniform) else f"{centroids!r}"
+        stored = f"{centroids.bits}-bit" if isinstance(centroids, Uniform) else centroids.dtype
         method += f", {stored} centroids"
     for percent in percents:
         plan = layers.plan(Codebook(percent / 100, block, centroids), output=output)
@@ -114,7 +121,7 @@ def cluster_recipes(
 
 
 def vector_recipes(
-    layers: Layers, size: int, codewords: Sequence[int] = CODEWORDS, centroids: Quantizer = Float()
+    layers: Layers, size: int, codewords: Sequence[int] = CODEWORDS, centroids: Uniform | Float = Float()
 ) -> Iterator[Recipe]:
     """Vectors of `size` inputs at each number of codewords."""
     method = f"vectors of {size}"
@@ -206,7 +213,14 @@ def digits_recipes() -> Iterator[Recipe]:
 
 
 def cell(
-    recipe: Recipe, *, dataset: str, model: str, start: Mapping[str, Any], tune: Mapping[str, Any] | None, seed: int, holdout: int
+    recipe: Recipe,
+    *,
+    dataset: str,
+    model: str,
+    start: Mapping[str, Any],
+    tune: Mapping[str, Any] | None,
+    seed: int,
+    holdout: int,
 ) -> dict[str, Any]:
     """One trial, written out completely."""
     plans = [plan for plan in (recipe.before, recipe.plan) if plan is not None]

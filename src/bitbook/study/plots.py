@@ -87,9 +87,7 @@ def style(index: int) -> tuple[str, str]:
     return PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
 
 
-def size_accuracy(
-    points: Iterable[Point], path: str | Path, *, title: str = "", linear: bool = False
-) -> Path:
+def size_accuracy(points: Iterable[Point], path: str | Path, *, title: str = "", linear: bool = False) -> Path:
     """Draw the test accuracy of each point of one group over the bytes of its file, a panel for each kind.
 
     Mean and 95 % interval over seeds. Grey, the same in every panel: the front chosen on validation; dashed:
@@ -109,9 +107,7 @@ def size_accuracy(
                 name = f"{once}front of all methods"
                 ax.plot(sizes, accuracies, ".-", color="#c4c4c4", lw=3, ms=5, zorder=1, label=name)
             if reference is not None:
-                ax.axhline(
-                    reference.test.mean, color=_GREY, ls="--", lw=0.9, zorder=1, label=f"{once}float32"
-                )
+                ax.axhline(reference.test.mean, color=_GREY, ls="--", lw=0.9, zorder=1, label=f"{once}float32")
             for i, method in enumerate(methods):
                 _curve(ax, lines[method], i, connected=method != "source")
         _byte_axis(first, [size for p in points for size in p.sizes])
@@ -124,9 +120,7 @@ def size_accuracy(
     return Path(path)
 
 
-def difference_plot(
-    points: Iterable[Point], path: str | Path, *, against: str | None = None, title: str = ""
-) -> Path:
+def difference_plot(points: Iterable[Point], path: str | Path, *, against: str | None = None, title: str = "") -> Path:
     """Draw what quantizing the centroids changes at equal bytes: fused accuracy minus another method's.
 
     against: a method such as "scalar"; by default each fused method's own float centroids. Positive is better
@@ -154,12 +148,8 @@ def difference_plot(
             ax.legend(loc="best", fontsize=6.5, handlelength=1.6)
         first = next(iter(axes.values()))
         _byte_axis(first, [row.bytes for row in rows])
-        bounds = [
-            bound for row in rows for bound in (row.difference, row.low, row.high) if math.isfinite(bound)
-        ]
-        if (
-            max(map(abs, bounds)) > 10
-        ):  # losses of half the accuracy must not hide differences of half a point
+        bounds = [bound for row in rows for bound in (row.difference, row.low, row.high) if math.isfinite(bound)]
+        if max(map(abs, bounds)) > 10:  # losses of half the accuracy must not hide differences of half a point
             first.set_yscale("symlog", linthresh=1, linscale=1)
             first.yaxis.set_major_formatter("{x:g}")
         for ax in axes.values():

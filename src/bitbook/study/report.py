@@ -65,9 +65,7 @@ def write_all(
     return [*paths, summary]
 
 
-def write_report(
-    results: Iterable[Result], path: str | Path, *, command: str, versions: Mapping[str, str]
-) -> Path:
+def write_report(results: Iterable[Result], path: str | Path, *, command: str, versions: Mapping[str, str]) -> Path:
     """Write the interactive report: one HTML file of about 5 MB that needs no network.
 
     command: what repeats the study; versions: of what it ran on. Both end up on the page, as text.
@@ -283,14 +281,13 @@ def _savings_table(savings: Sequence[MethodSaving]) -> str:
     rows = []
     for row in savings:
         found = row.saving
-        one_seed = found is None or math.isnan(found.low)
+        interval = "" if found is None or math.isnan(found.low) else f"{found.low:+.1f} to {found.high:+.1f}"
         rows.append({
             "method": row.method,
             "against": row.against,
             "saved, %": "" if found is None else _signed(found.saving.percent),
-            "95 % interval": "" if found is None or one_seed else f"{_signed(found.low)} to {_signed(found.high)}",
-            "over accuracies, %": "none shared"
-            if found is None
+            "95 % interval": interval.replace("-", "−"),
+            "over accuracies, %": "none shared" if found is None
             else f"{found.saving.accuracy_low:.1f} to {found.saving.accuracy_high:.1f}",
             "seeds": row.seeds,
         })  # fmt: skip
@@ -320,9 +317,7 @@ def _title(points: Sequence[Point]) -> str:
 # --- the page
 
 
-def _page(
-    points: Sequence[Point], sentences: Sequence[str], command: str, versions: Mapping[str, str]
-) -> str:
+def _page(points: Sequence[Point], sentences: Sequence[str], command: str, versions: Mapping[str, str]) -> str:
     plotly = optional_import("plotly.offline", "study").get_plotlyjs().replace("</script", r"<\/script")
     data = json.dumps(_page_data(points), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     listed = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
@@ -455,7 +450,7 @@ _CSS = """
 :root { color-scheme: light; --line: #d8dce2; --soft: #f4f6f8; --ink: #1c2430; --blue: #0072b2 }
 * { box-sizing: border-box }
 body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.45 system-ui, sans-serif }
-header, main { max-width: 1280px; margin: auto; padding: 0 16px }
+header, main { max-width: 1440px; margin: auto; padding: 0 16px }
 h1 { font-size: 1.5rem; margin: 18px 0 8px } h2 { font-size: 1.15rem; margin: 26px 0 8px }
 summary { cursor: pointer; font-weight: 600 } .headlines { background: var(--soft); padding: 8px 14px }
 .headlines ul { margin: 6px 0; padding-left: 18px; max-height: 22em; overflow: auto } li { margin: 3px 0 }
@@ -562,7 +557,7 @@ function draw() {
       legendgrouptitle: {text: escaped(method.panel)},
       mode: method.panel === "source" ? "markers" : "lines+markers",
       line: {color: method.color, width: 1.6},
-      marker: {color: method.color, symbol: method.symbol, size: 8, line: {color: "#fff", width: 1}},
+      marker: {color: method.color, symbol: method.symbol, size: 9, line: {color: "#fff", width: 1}},
       error_y: {type: "data", symmetric: false, array: members.map(p => reach(p, 2)),
                 arrayminus: members.map(p => reach(p, 1)), thickness: 1, width: 2}}));
   });
@@ -578,7 +573,7 @@ function draw() {
   const reference = here.find(p => p.method.name === "float" && p.name === "float32");
   const level = reference && scale(reference.test[0]);
   const layout = {
-    margin: {l: 56, r: 10, t: 10, b: 50}, hovermode: "closest", yaxis, uirevision: "kept",
+    margin: {l: 56, r: 10, t: 32, b: 50}, hovermode: "closest", yaxis, uirevision: "kept",
     hoverlabel: {bgcolor: "#fff", bordercolor: "#9aa3ad", font: {color: "#1c2430", size: 12}, align: "left"},
     xaxis: {type: "log", title: {text: "bytes of the file"}, gridcolor: "#e6e6e6", dtick: "D2",
             tickformat: ",d"},

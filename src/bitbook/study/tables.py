@@ -51,9 +51,7 @@ COLUMNS = (
     "method", "start", "training", "loss", "bits_per_weight", "holdout", "cell",
 )  # fmt: skip
 """Columns of the table of trials, in this order."""
-_REPEAT = (
-    "import json, sys; from bitbook.study.trial import run_trial; print(run_trial(json.loads(sys.argv[1])))"
-)
+_REPEAT = "import json, sys; from bitbook.study.trial import run_trial; print(run_trial(json.loads(sys.argv[1])))"
 _FORMATS = {"accuracy": ".4f", "seconds": ".3f", "loss": ".6g", "bits_per_weight": ".5f"}
 
 
@@ -67,8 +65,8 @@ class Group(NamedTuple):
 
     def __str__(self) -> str:
         trained = "not trained further" if self.training == "none" else f"then {self.training}"
-        held_out = "" if self.holdout else ", nothing held out"
-        return f"{self.dataset}, start of {self.start}, {trained}{held_out}"
+        held_out = f"{self.holdout:,} held out" if self.holdout else "nothing held out"
+        return f"{self.dataset}, start of {self.start}, {trained}, {held_out}"
 
 
 @dataclass(frozen=True)

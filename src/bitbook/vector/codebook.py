@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float as F32
@@ -41,7 +40,9 @@ class Codebook(Quantizer):
         check_block(self.block)
         whole = type(self.size) is int and self.size >= 1
         if not whole and not (type(self.size) is float and 0 < self.size <= 1):
-            raise PlanError(f"Codebook(size={self.size!r}): use a whole number of codewords, or a fraction in (0, 1]")
+            raise PlanError(
+                f"Codebook(size={self.size!r}): use a whole number of codewords, or a fraction in (0, 1]"
+            )
 
     def resolve(self, shape: Shape, side: Mapping[str, Tensor] | None = None) -> Codebook:
         """A fraction becomes a number; never more codewords than blocks, or than the fit found distinct."""
@@ -101,32 +102,16 @@ class Codebook(Quantizer):
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = Grid.of(shape, self.block, pad=self.pad)
-        labels, centroids = codes["codes"].reshape(-1).long(), side["centroids"]
-        many = len(labels) > grid.r * grid.c and centroids.requires_grad
-        blocks = _Lookup.apply(centroids, labels) if many else centroids.index_select(0, labels)
-        return grid.join(blocks, shape)
+        labels = codes["codes"].reshape(-1).long()
+        return grid.join(side["centroids"].index_select(0, labels), shape)
 
     @property
     def _codewords(self) -> int:
         if type(self.size) is not int:
-            raise PlanError(f"{self!r} needs a shape to become a number of codewords; call resolve(shape) first")
+            raise PlanError(
+                f"{self!r} needs a shape to become a number of codewords; call resolve(shape) first"
+            )
         return self.size
-
-
-class _Lookup(torch.autograd.Function):
-    """`centroids[labels]`; its gradient adds many short blocks several times as fast as index_select's."""
-
-    @staticmethod
-    def forward(ctx: Any, centroids: Tensor, labels: Tensor) -> Tensor:
-        ctx.save_for_backward(labels)
-        ctx.codewords = len(centroids)
-        return centroids.index_select(0, labels)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (labels,) = ctx.saved_tensors
-        sums = grad.new_zeros(ctx.codewords, grad.shape[1])
-        return sums.scatter_add_(0, labels[:, None].expand_as(grad), grad), None
 
 
 def _weights(grid: Grid, w: Tensor, importance: Tensor | None) -> F32[Tensor, "blocks size"] | None:
@@ -136,9 +121,7 @@ def _weights(grid: Grid, w: Tensor, importance: Tensor | None) -> F32[Tensor, "b
     return grid.split(torch.ones_like(w) if importance is None else importance)
 
 
-def _distinct(
-    centroids: F32[Tensor, "k d"], stored: Callable[[Tensor], Tensor]
-) -> F32[Tensor, "k d"]:
+def _distinct(centroids: F32[Tensor, "k d"], stored: Callable[[Tensor], Tensor]) -> F32[Tensor, "k d"]:
     """Drop centroids that come back from storage as duplicates: their codes would be wasted.
 
     Dropping one may move a fitted scale and so create new duplicates, hence the loop.
