@@ -47,9 +47,7 @@ def test_tiles_keep_extremes_and_means(shape: tuple[int, ...], r: int, c: int) -
         assert torch.equal(grid.untile(grid.tiles(w, fill), shape), w)
 
 
-@pytest.mark.parametrize(
-    ("shape", "matrix"), [((), (1, 1)), ((5,), (1, 5)), ((3, 4), (3, 4)), ((8, 3, 5, 5), (8, 75))]
-)
+@pytest.mark.parametrize(("shape", "matrix"), [((), (1, 1)), ((5,), (1, 5)), ((3, 4), (3, 4)), ((8, 3, 5, 5), (8, 75))])
 def test_any_rank_reads_as_a_matrix(shape: tuple[int, ...], matrix: tuple[int, int]) -> None:
     assert matrix_shape(shape) == matrix
     assert Grid.of(shape, WHOLE) == Grid(*matrix, *matrix)

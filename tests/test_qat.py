@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -76,7 +77,7 @@ def test_assignments_are_renewed_every_so_often() -> None:
             fake.latent.copy_(weights(4, 8, seed=step))
         fake()
         seen.append(fake.codes["codes"].clone())
-    renewed = [not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False)]
+    renewed = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
     assert renewed == [False, False, True, False, False, True]
     kept = fake.codes["codes"].clone()
     fake.eval()

@@ -11,7 +11,7 @@ A `FakeQuantize` mirrors a recipe: one for the weight, one below it for each sid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, ItemsView, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -70,7 +70,6 @@ class FakeQuantize(nn.Module):
         self.recipe = recipe.resolve(self.shape, fitted)
         frozen = regime.codes == "frozen" or (regime.codes is None and not recipe.trains_codes)
         learned = frozen or regime.side == "learned" or (regime.side is None and not recipe.trains_codes)
-        self._refreshes = not learned
         self._reassign_every, self._forwards = regime.reassign_every, 0
         below = recipe.child_options(options)
         self.side = nn.Module()  # a ModuleDict would refuse names such as "values"
@@ -80,6 +79,7 @@ class FakeQuantize(nn.Module):
             follows = Regime() if learned else Regime("latent", "refreshed")
             source = FakeQuantize(child.recipe, value, regime=follows, options=below, generator=generator)
             self.side.add_module(name, source)
+        self._refreshes = not learned and bool(self.side._modules)
         self.recipe = with_children(self.recipe, {name: source.recipe for name, source in self._sources()})
         self._code_names: tuple[str, ...] = ()
         if frozen:
@@ -113,13 +113,14 @@ class FakeQuantize(nn.Module):
     @torch.no_grad()
     def freeze(self) -> Quantized:
         """What the last forward stood for, in compressed form."""
-        if self.latent is not None and self._refreshes:
-            self._refreshed(self.latent.float())
+        w = None if self.latent is None else checked(self.latent)
+        if w is not None and self._refreshes:
+            self._refreshed(w)
         side = {name: source.freeze() for name, source in self._sources()}
         codes: Mapping[str, Tensor] = self.codes
         if not codes:
-            assert self.latent is not None
-            codes = self.recipe.encode(checked(self.latent), {name: q.decode() for name, q in side.items()})
+            assert w is not None
+            codes = self.recipe.encode(w, {name: q.decode() for name, q in side.items()})
         return Quantized(self.recipe, self.shape, codes, side)
 
     def extra_repr(self) -> str:
@@ -132,8 +133,8 @@ class FakeQuantize(nn.Module):
             source.dtype = torch.float32  # but decoding stays what it is in the file
         return self
 
-    def _sources(self) -> list[tuple[str, FakeQuantize]]:
-        return cast(list[tuple[str, FakeQuantize]], list(self.side._modules.items()))
+    def _sources(self) -> ItemsView[str, FakeQuantize]:
+        return cast(ItemsView[str, FakeQuantize], self.side._modules.items())
 
     def _side_values(self) -> dict[str, Tensor]:
         return {name: source.forward() for name, source in self._sources()}
@@ -141,8 +142,6 @@ class FakeQuantize(nn.Module):
     def _refreshed(self, w: Tensor) -> dict[str, Tensor]:
         """Let the side tensors follow `w`, and give them as the file would."""
         sources = self._sources()
-        if not sources:
-            return {}
         old = {name: cast(Tensor, source._buffers["latent"]) for name, source in sources}
         new = self.recipe.refresh(w.detach(), old, self.options)
         for name, source in sources:

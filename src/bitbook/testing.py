@@ -97,7 +97,7 @@ def check_recipe(recipe: Quantizer) -> None:
     """Check that a recipe is plain data: equal after JSON, `repr`, pickle and copying, and hashable."""
     text = json.dumps(recipe_to_json(recipe))
     _law(recipe_from_json(json.loads(text)) == recipe, recipe, f"the JSON {text} reads back as another recipe")
-    _law(eval(repr(recipe), vars(bitbook)) == recipe, recipe, "its repr does not make an equal recipe")
+    _law(eval(repr(recipe), {**vars(bitbook)}) == recipe, recipe, "its repr does not make an equal recipe")
     for same in (copy.deepcopy(recipe), pickle.loads(pickle.dumps(recipe))):
         _law(same == recipe and hash(same) == hash(recipe), recipe, "a copy is not equal or hashes differently")
 
@@ -171,9 +171,7 @@ def check_training(
     _law(_same_bits(other().detach(), value), who, "state_dict and load_state_dict changed the value")
 
 
-def check_finer(
-    recipes: Sequence[Quantizer], *, options: FitOptions = FitOptions(), tolerance: float = 0.01
-) -> None:
+def check_finer(recipes: Sequence[Quantizer], *, options: FitOptions = FitOptions(), tolerance: float = 0.01) -> None:
     """Check on 10⁵ Gaussian and as many Laplacian samples that each recipe errs no more than the one before.
 
     `tolerance` is the relative rise in mean squared error that is let pass.
@@ -185,9 +183,8 @@ def check_finer(
     for name, samples in (("Gauss", gauss), ("Laplace", laplace)):
         errors = [(_quantize(r, samples, options).decode() - samples).square().mean().item() for r in recipes]
         for coarse, fine, before, after in zip(recipes, recipes[1:], errors, errors[1:], strict=False):
-            _law(
-                after <= before * (1 + tolerance), fine, f"errs by {after:g} on {name}, more than {coarse!r}, {before:g}"
-            )
+            worse = f"errs by {after:g} on {name}, more than {coarse!r}, {before:g}"
+            _law(after <= before * (1 + tolerance), fine, worse)
 
 
 def fingerprint(recipe: Quantizer, *, options: FitOptions = FitOptions(), shape: Shape = (12, 16)) -> str:
@@ -232,7 +229,7 @@ def _check_streams(q: Quantized) -> None:
         _law(tuple(codes.shape) == grid, q.recipe, f"the codes of {name} do not lie on their grid {grid}")
         _law(codes.dtype == code_dtype(alphabet), q.recipe, f"the codes of {name} are {codes.dtype}")
         low, high = int(codes.min()), int(codes.max())
-        _law(0 <= low and high < alphabet, q.recipe, f"the codes of {name}, {low} to {high}, leave [0, {alphabet})")
+        _law(low >= 0 and high < alphabet, q.recipe, f"the codes of {name}, {low} to {high}, leave [0, {alphabet})")
     rebuilt = assemble(q.recipe, q.shape, iter([s.codes for s in streams]))
     _law(_same_bits(rebuilt.decode(), q.decode()), q.recipe, "assembled from its streams it decodes differently")
 

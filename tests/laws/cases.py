@@ -48,7 +48,7 @@ QUANTIZERS = [
     Case(Ternary()),
     Case(Ternary((1, 8), scale=Float("bfloat16"))),
     Case(Pruned(0.5)),
-    Case(Pruned(1, Uniform(4))),
+    Case(Pruned(1)),
     Case(Pruned(0.25, Uniform(3, (1, 8), pad=True))),
     Case(Pruned(0.5, Codebook(4, (1, 2)))),
     Case(Codebook(1, (1, 4))),

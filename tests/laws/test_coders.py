@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.laws.cases import CODERS
 
 from bitbook.coding.coder import Coder
 from bitbook.coding.fixed import Fixed, packed_size
 from bitbook.quantizer import Stream, StreamSpec, code_dtype
 from bitbook.testing import check_coder
-from tests.laws.cases import CODERS
 
 
 def _most(coder: Coder):

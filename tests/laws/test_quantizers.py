@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.laws import cases
+from tests.laws.cases import LADDERS, QUANTIZERS, Case
 from torch import Tensor
 
 from bitbook import FitOptions, Quantizer, Uniform, plan, quantize
 from bitbook.scalar.leaves import Float, Integer
 from bitbook.testing import check_finer, check_quantizer, check_tensor, fingerprint, padded
-from tests.laws import cases
-from tests.laws.cases import LADDERS, QUANTIZERS, Case
 
 SMALL = [case for case in QUANTIZERS if not isinstance(case.recipe, Float | Integer)]
 

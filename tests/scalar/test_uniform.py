@@ -250,8 +250,8 @@ def test_scales_lost_to_a_narrow_type_lose_their_block_only() -> None:
         (lambda: Uniform(4.0), "1 to 8"),  # type: ignore[arg-type]
         (lambda: Uniform(1), "Binary"),
         (lambda: Uniform(4, (0, 1)), "block="),
-        (lambda: quantize(Uniform(4), torch.ones(2, 2), options=FitOptions(range="mean")), "minmax, absmax, mse, lsq"),
-        (lambda: quantize(Uniform(4, symmetric=False), torch.ones(2, 2), options=FitOptions(range="lsq")), "symmetric=True"),
+        (lambda: trained(Uniform(4), torch.ones(2, 2), "mean"), "minmax, absmax, mse, lsq"),
+        (lambda: trained(Uniform(4, symmetric=False), torch.ones(2, 2), "lsq"), "symmetric=True"),
     ],
 )
 def test_refusals(make, message: str) -> None:  # type: ignore[no-untyped-def]

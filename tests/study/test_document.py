@@ -36,7 +36,7 @@ def results() -> list[dict[str, Any]]:
         *grid.vector_recipes(layers, 4, (16, 64)),
         *grid.vector_recipes(layers, 4, (16, 64), centroids=Uniform(5)),
     ]
-    setting = grid.Setting("digits", "mlp-64-32-16-10", ((START, TUNE),), 287)
+    setting = grid.Setting("digits", "mlp-64-32-16-10", ((START, lambda recipe: TUNE),), 287)
     cells = grid.grid(setting, recipes, range(2))
     source = [
         grid.cell(recipe, dataset="digits", model=setting.model, start=START, tune=tune and TUNE, seed=0, holdout=0)

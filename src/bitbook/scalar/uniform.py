@@ -22,6 +22,7 @@ SMALLEST_SCALE = 1e-8
 
 _RANGES: tuple[Range, ...] = ("minmax", "absmax", "mse", "lsq")
 _INFINITY = np.float32(np.inf)
+_ZERO = torch.zeros(())
 _SHRINK = torch.linspace(0.2, 1.0, 81)  # share of the absmax range that the mse rule tries
 
 
@@ -156,13 +157,12 @@ class Uniform(Quantizer):
 
 def _fake_uniform(w: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:
     """`_FakeUniform` for scalars; with a fixed scale, PyTorch's own hardtanh has its gradient at less cost."""
-    fixed = _on_hand(scale) and scale.device == w.device and not scale.requires_grad and scale.item() > 0
-    if not fixed:
+    if scale.requires_grad or not (w.is_cpu and _on_hand(scale) and scale.item() > 0):
         return _FakeUniform.apply(w, scale, zero, low, high)
     shift = 0 if zero is None else int(zero.item())
     value = F.hardtanh(w, *_bounds(scale, low - shift, high - shift))
     steps = value.detach().div_(scale).round_()  # overwrites value: hardtanh's gradient needs only its input
-    torch.add(scale.new_zeros(()), steps, alpha=scale.item(), out=steps)  # no -0.0, as in _FakeUniform
+    torch.add(_ZERO, steps, alpha=scale.item(), out=steps)  # no -0.0, as in _FakeUniform
     return value
 
 
@@ -181,7 +181,7 @@ class _FakeUniform(torch.autograd.Function):
             return steps.add_(zero).clamp_(low, high).sub_(zero).mul_(scale)
         steps.clamp_(low, high)
         if _on_hand(scale) and scale.item() > 0:  # 0 + steps·s in one pass: codes know no -0.0, so training sees none
-            return torch.add(scale.new_zeros(()), steps, alpha=scale.item(), out=steps)
+            return torch.add(_ZERO, steps, alpha=scale.item(), out=steps)
         return steps.add_(0.0).mul_(scale)
 
     @staticmethod
@@ -203,7 +203,7 @@ class _FakeUniform(torch.autograd.Function):
 
 def masked(grad: Tensor, w: Tensor, scale: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
     """`grad` where `low · scale ≤ w ≤ high · scale`, else zero."""
-    if _on_hand(scale) and scale.device == w.device:
+    if w.is_cpu and _on_hand(scale):
         return torch.ops.aten.hardtanh_backward(grad, w, *_bounds(scale, low, high))
     # A mask of floats: CPUs are several times slower at booleans.
     w, scale = w.detach(), scale.detach()
@@ -240,7 +240,7 @@ def _scalar(zero: Tensor | None) -> Tensor | None:
 
 def _on_hand(scale: Tensor) -> bool:
     """Whether one number on the CPU, which can be read at no cost; not while a compiler traces."""
-    return scale.numel() == 1 and scale.device.type == "cpu" and not torch.compiler.is_compiling()
+    return scale.numel() == 1 and scale.is_cpu and not torch.compiler.is_compiling()
 
 
 def _divide(w: Tensor, scale: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from bitbook.study.tables import (
     markdown_table,
     points,
     smallest_within,
+    training_text,
     trial_rows,
     write_csv,
 )
@@ -191,7 +192,7 @@ def _source(ps: Sequence[Point]) -> str:
         rows.append({
             "configuration": p.name,
             "float start": p.group.start,
-            "training": p.group.training,
+            "training": training_text(p.example["cell"]),
             "seeds": len(p.seeds),
             "test accuracy": accuracy_text(p.test),
             "range": f"{min(p.test.accuracy):.2f} – {max(p.test.accuracy):.2f}",

@@ -131,7 +131,12 @@ def headlines(results: Sequence[Result], points: Sequence[Point], savings: Savin
         )
         sentences += _smallest(results, inside, reference.validation.mean - WITHIN)
     for group in savings:
-        sentences += _savings_in_words(group, savings[group])
+        if group.start == main.start:  # summary.md has tables of the others
+            sentences += _savings_in_words(group, savings[group])
+    diverged = [p for p in points if p.diverged]
+    if diverged:
+        named = "; ".join(f"{p.recipe} ({p.group}): {p.diverged} of {len(p.seeds)}" for p in diverged)
+        sentences.append(f"Trainings that diverged count as one answer for every input: {named}.")
     return sentences
 
 
@@ -152,7 +157,7 @@ def _smallest(results: Sequence[Result], points: Sequence[Point], accuracy: floa
         return sentences
     for family in ("vector", "fused", "pruned"):
         rival = tables.best_under(by_family.get(family, []), scalar.bytes)
-        if rival is not None:
+        if rival is not None and set(rival.seeds) & set(scalar.seeds):
             difference = tables.paired_difference(results, rival, scalar)
             sentences.append(
                 f"In no more bytes than {scalar.recipe} ({_bytes(scalar)}), the best {family} recipe is "
@@ -394,6 +399,7 @@ def _page_data(points: Sequence[Point]) -> dict[str, Any]:
             "loss": round(sum(point.test.loss) / len(point.test.loss), 5),
             "seconds": round(point.seconds, 3),
             "front": point.front,
+            "diverged": point.diverged,
             "ledger": ledger,
             "cell": shlex.quote(json.dumps(cell, ensure_ascii=False, separators=(",", ":"))),
         })  # fmt: skip
@@ -454,6 +460,7 @@ header, main { max-width: 1440px; margin: auto; padding: 0 16px }
 h1 { font-size: 1.5rem; margin: 18px 0 8px } h2 { font-size: 1.15rem; margin: 26px 0 8px }
 summary { cursor: pointer; font-weight: 600 } .headlines { background: var(--soft); padding: 8px 14px }
 .headlines ul { margin: 6px 0; padding-left: 18px; max-height: 22em; overflow: auto } li { margin: 3px 0 }
+label { max-width: 100% }
 form { display: flex; flex-wrap: wrap; gap: 8px 18px; align-items: center; margin: 14px 0 4px }
 select, input[type=search] { font: inherit; padding: 4px 6px; max-width: 100%; border: 1px solid #9aa3ad }
 fieldset { border: 0; padding: 0; margin: 0; display: flex; flex-wrap: wrap; gap: 4px 14px }
@@ -475,7 +482,8 @@ dialog .close { position: absolute; right: 16px; top: 14px; font: inherit; paddi
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; margin: 0 0 12px } dd { margin: 0 }
 .bar { display: block; height: 9px; background: var(--blue); min-width: 1px } tr.sum td { font-weight: 600 }
 @media (max-width: 700px) { body { font-size: 14px } header, main { padding: 0 10px }
- #curves { height: 760px } dl { grid-template-columns: 1fr } dt { font-weight: 600 } }
+ #curves { height: 760px }
+ td:first-child { white-space: normal; min-width: 10em } dl { grid-template-columns: 1fr } dt { font-weight: 600 } }
 @media print { form, .note, dialog, .modebar { display: none !important }
  .wide, .headlines ul { max-height: none; overflow: visible } table { font-size: 8px } th { position: static }
  td, th { padding: 1px 3px; white-space: normal } tr { break-inside: avoid }
@@ -553,7 +561,7 @@ function draw() {
     const reach = (p, bound) =>
       p.test[bound] === null ? 0 : Math.abs(scale(p.test[bound]) - scale(p.test[0]));
     traces.push(trace(members, {
-      name: escaped(method.name), uid: "method " + index, legendgroup: method.panel,
+      name: escaped(method.name), uid: "method" + index, legendgroup: method.panel,
       legendgrouptitle: {text: escaped(method.panel)},
       mode: method.panel === "source" ? "markers" : "lines+markers",
       line: {color: method.color, width: 1.6},
@@ -578,7 +586,7 @@ function draw() {
     xaxis: {type: "log", title: {text: "bytes of the file"}, gridcolor: "#e6e6e6", dtick: "D2",
             tickformat: ",d"},
     legend: {groupclick: "toggleitem", tracegroupgap: 4, font: {size: 11},
-             ...(narrow ? {orientation: "h", y: -0.14} : {})},
+             ...(narrow ? {orientation: "h", y: -0.2} : {})},
     shapes: reference ? [{type: "line", xref: "paper", x0: 0, x1: 1, y0: level, y1: level,
                           line: {color: "#8a8a8a", width: 1, dash: "dash"}}] : [],
     annotations: reference ? [{xref: "paper", x: 0, xanchor: "left", y: level, yanchor: "bottom",
@@ -673,7 +681,8 @@ function open(point) {
     ["bits per weight", point.bits === null ? "" : point.bits.toFixed(3)],
     ["test accuracy", accuracy(point.test) + " %, " + range(point.test)],
     ["validation", point.validation ? accuracy(point.validation) + " %" : "nothing held out"],
-    ["seeds", point.seeds.join(", ")], ["model", point.model], ["start", point.group.start],
+    ["seeds", point.seeds.join(", ") + (point.diverged ? "; " + point.diverged + " diverged" : "")],
+    ["model", point.model], ["start", point.group.start],
     ["training", point.group.training], ["median seconds", point.seconds.toFixed(2)]];
   find("detail").replaceChildren(
     close, element("h2", point.recipe),

@@ -24,7 +24,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from bitbook.errors import StudyError
 from bitbook.study.stats import (
@@ -38,6 +38,7 @@ from bitbook.study.stats import (
     paired_bootstrap,
     pareto_front,
 )
+from bitbook.study.storage import canonical_json
 from bitbook.study.trial import unpack_correct
 
 Array = np.ndarray
@@ -110,6 +111,8 @@ class Point:
     example: Result
     """The first seed's result."""
     cells: tuple[str, ...]
+    diverged: int = 0
+    """Seeds whose training ended in NaN; see `trial.run_trial` for what they count as."""
     front: bool = False
     """Whether no point of the group is smaller and better on *validation*; False where there is none."""
 
@@ -133,6 +136,11 @@ class Point:
         """The scores on held-out data, if any was."""
         return self.scores.get("validation")
 
+    def on_seed(self, seed: int, split: str) -> tuple[int, float]:
+        """Bytes and accuracy of one seed."""
+        i = self.seeds.index(seed)
+        return self.sizes[i], self.scores[split].accuracy[i]
+
     def to_json(self) -> dict[str, Any]:
         """The point as plain JSON; NaN stands for an interval that one seed does not have."""
         return {
@@ -146,6 +154,7 @@ class Point:
             "bits_per_weight": self.bits_per_weight,
             **{split: _score_json(score) for split, score in self.scores.items()},
             "seconds": self.seconds,
+            "diverged": self.diverged,
             "front": self.front,
             "cells": list(self.cells),
             "phases": self.example["cell"]["phases"],
@@ -188,7 +197,7 @@ def trial_rows(results: Iterable[Result]) -> list[dict[str, Any]]:
             "seconds": _seconds(found),
             "method": cell["method"],
             "start": group.start,
-            "training": group.training,
+            "training": training_text(cell),
             "loss": scored["loss"],
             "bits_per_weight": _number(found["ledger"]["bits_per_weight"]),
             "holdout": group.holdout,
@@ -312,6 +321,7 @@ def _point(group: Group, records: list[Result]) -> Point:
         seconds=median(_seconds(outcome) for outcome in outcomes),
         example=records[0],
         cells=tuple(record["cell_id"] for record in records),
+        diverged=sum(outcome.get("diverged", False) for outcome in outcomes),
     )
 
 
@@ -364,7 +374,7 @@ class MethodSaving(NamedTuple):
     against: str
     seeds: int
     saving: SavingInterval | None
-    """None: the two share no range of accuracies. The bounds are NaN for a single seed."""
+    """None: the two share no range of accuracies, or no seed. The bounds are NaN for a single seed."""
 
 
 class EqualBytes(NamedTuple):
@@ -409,14 +419,18 @@ def fused_pairs(points: Iterable[Point]) -> list[Pair]:
 def equal_accuracy_savings(
     points: Iterable[Point], pairs: Iterable[Pair], *, split: str = "test", seed: int = 0, repeats: int = 300
 ) -> list[MethodSaving]:
-    """`stats.average_saving` of each pair of methods of one group, by bootstrap over their common seeds."""
+    """`stats.average_saving` of each pair of methods of one group, by bootstrap over their common seeds.
+
+    Raises StudyError for points of several groups, and for a method that is not among them.
+    """
     lines = curves(points)
     found = []
     for method, against in pairs:
         ours, theirs = _common_curves(lines, method, against, split)
+        saving = None
         if len(ours) > 1:
             saving = average_saving_interval(theirs, ours, seed=seed, repeats=repeats)
-        else:
+        elif len(ours) == 1:
             single = average_saving(theirs[0], ours[0])
             saving = single and SavingInterval(single, math.nan, math.nan, 0.0)
         found.append(MethodSaving(lines[method][0].family, method, against, len(ours), saving))
@@ -436,12 +450,14 @@ def equal_bytes_table(
 
     sizes: bytes; by default those of the first method's points. Where a method's curve does not reach, there
     is no row. The interval resamples the common seeds, the same for both methods; resamples in which a curve
-    does not reach are left out of it.
+    does not reach are left out of it. Raises StudyError as `equal_accuracy_savings` does.
     """
     lines = curves(points)
     found = []
     for method, against in pairs:
         ours, theirs = _common_curves(lines, method, against, split)
+        if len(ours) == 0:
+            continue
         at = np.unique(ours[:, :, 0].mean(axis=0) if sizes is None else np.asarray(sizes, dtype=float))
         a, b = at_equal_bytes(ours.mean(axis=0), theirs.mean(axis=0), at)
         resampled = np.full((repeats if len(ours) > 1 else 0, len(at)), np.nan)
@@ -471,24 +487,30 @@ def paired_difference(results: Iterable[Result], a: Point, b: Point, *, seed: in
             "have no trials in pairs; compare points of one data set with a common seed"
         )
     by_cell = {record["cell_id"]: record["result"] for record in results}
+    chosen = [[by_cell[point.cells[point.seeds.index(s)]] for s in seeds] for point in (a, b)]
+    images = _test_images([*chosen[0], *chosen[1]])
     answers_a, answers_b = (
-        np.stack([_correct(by_cell[point.cells[point.seeds.index(s)]]) for s in seeds]) for point in (a, b)
+        np.stack([unpack_correct(result["correct"], images) for result in of_point]) for of_point in chosen
     )
     value, low, high, p = paired_bootstrap(answers_a, answers_b, seed=seed)
     return Difference(100 * value, 100 * low, 100 * high, p)
 
 
-def _correct(result: Mapping[str, Any]) -> Bool[Array, " images"]:
-    """The right answers on test data; packing filled them up to whole bytes, the accuracy tells how far."""
-    padded = unpack_correct(result["correct"], 4 * len(result["correct"]))
-    accuracy = next(row["accuracy"] for row in result["rows"] if row["split"] == "test")
-    return padded[: round(100 * padded.sum() / accuracy)] if accuracy else padded
+def _test_images(results: Sequence[Mapping[str, Any]]) -> int:
+    """How many test images there are: packing filled them up to whole bytes, the accuracy tells how far."""
+    padded = 4 * len(results[0]["correct"])
+    for result in results:
+        right = int(unpack_correct(result["correct"], padded).sum())
+        if right:
+            accuracy = next(row["accuracy"] for row in result["rows"] if row["split"] == "test")
+            return round(100 * right / accuracy)
+    return padded  # nothing is right, so nothing differs
 
 
 def _common_curves(
     lines: Mapping[str, list[Point]], method: str, against: str, split: str
 ) -> tuple[Float[Array, "seeds points_a 2"], Float[Array, "seeds points_b 2"]]:
-    """(bytes, accuracy) of both methods for the seeds that all their points have.
+    """(bytes, accuracy) of both methods for the seeds that all their points have, which may be none.
 
     A point of a single seed among others of several is chance by construction, and is left out.
     """
@@ -497,15 +519,10 @@ def _common_curves(
             raise StudyError(f"there is no method {name!r} in this group; there are {', '.join(lines)}")
     kept = [[p for p in lines[m] if len(p.seeds) > 1] or lines[m] for m in (method, against)]
     seeds = sorted(set.intersection(*(set(p.seeds) for line in kept for p in line)))
-    if not seeds:
-        raise StudyError(f"{method} and {against} have no seeds in common")
     ours, theirs = (
-        np.array([
-            [(p.sizes[p.seeds.index(s)], p.scores[split].accuracy[p.seeds.index(s)]) for p in line]
-            for s in seeds
-        ])
+        np.array([[p.on_seed(seed, split) for p in line] for seed in seeds]).reshape(len(seeds), len(line), 2)
         for line in kept
-    )  # fmt: skip
+    )
     return ours, theirs
 
 
@@ -521,12 +538,18 @@ def _one_group(points: Iterable[Point]) -> list[Point]:
 
 
 def _groups_of(results: Sequence[Result]) -> list[Group]:
-    """Each result's group. Starts and trainings are named as briefly as keeps different ones apart."""
+    """Each result's group. Starts and trainings are named as briefly as keeps the trials of one recipe apart.
+
+    Methods may be trained at learning rates of their own: that alone does not make them another group.
+    """
     cells = [record["cell"] for record in results]
-    starts = _name_all([[cell["start"]] for cell in cells], (_epochs, _epochs_and_rate, _everything))
+    starts = _name_all(
+        [(canonical_json({**cell, "start": None}), [cell["start"]]) for cell in cells],
+        (_epochs, _epochs_and_rate, _everything),
+    )
     trainings = _name_all(
-        [[phase["tune"] for phase in cell["phases"] if "tune" in phase] for cell in cells],
-        (_epochs_and_rate, _everything),
+        [(canonical_json({**cell, "phases": [p["plan"] for p in cell["phases"]]}), _tunes(cell)) for cell in cells],
+        (_epochs, _epochs_and_rate, _everything),
     )
     return [
         Group(cell["dataset"], cell["holdout"], start, training)
@@ -534,14 +557,24 @@ def _groups_of(results: Sequence[Result]) -> list[Group]:
     ]
 
 
+def _tunes(cell: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [phase["tune"] for phase in cell["phases"] if "tune" in phase]
+
+
+def training_text(cell: Mapping[str, Any]) -> str:
+    """How a cell was trained under its plan: "5 epochs, lr 0.001", phase by phase; "none" where it was not."""
+    return " + ".join(map(_epochs_and_rate, _tunes(cell))) or "none"
+
+
 def _name_all(
-    settings: Sequence[Sequence[Mapping[str, Any]]], ways: Sequence[Callable[[Mapping[str, Any]], str]]
+    settings: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], ways: Sequence[Callable[[Mapping[str, Any]], str]]
 ) -> list[str]:
-    different = {json.dumps(phases, sort_keys=True) for phases in settings}
+    """A name for each (what else is said of the trial, phases): the first way that names no two trials alike."""
+    different = {(rest, canonical_json(phases)) for rest, phases in settings}
     names: list[str] = []
     for way in ways:
-        names = [" + ".join(map(way, phases)) or "none" for phases in settings]
-        if len(set(names)) == len(different):
+        names = [" + ".join(map(way, phases)) or "none" for _, phases in settings]
+        if len({(rest, name) for (rest, _), name in zip(settings, names, strict=True)}) == len(different):
             break
     return names
 
