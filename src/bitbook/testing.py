@@ -417,8 +417,7 @@ def check_source(
         attribute: the tensor, as `weight` or `out_proj.weight`.
         inputs: arguments of the module's forward.
         make_source: from the tensor to its source; by default `FakeQuantize(Uniform(4), ·)`.
-        once: whether one forward is to compute the source once; false where a module reads a tensor of
-            another module, whose forward does not run.
+        once: whether one forward is to compute the source once; false where the module inside runs several times.
     """
     make_source = make_source or (lambda tensor: FakeQuantize(Uniform(4), tensor))
     module = make_module()

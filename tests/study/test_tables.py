@@ -167,9 +167,8 @@ def test_two_trials_of_one_seed_are_refused():
 def test_names_of_starts_and_trainings_are_as_short_as_they_can_be():
     def names(**changes):
         other = {**START, **changes}
-        return sorted({p.group.start for p in points([made("m", "a", 100, 1), made("m", "a", 100, 1, start=other)])})
+        return sorted(p.group.start for p in points([made("m", "a", 100, 1), made("m", "a", 100, 1, start=other)]))
 
-    assert names() == ["5 epochs"]
     assert names(epochs=1) == ["1 epoch", "5 epochs"]
     assert names(lr=0.2) == ["5 epochs, lr 0.1", "5 epochs, lr 0.2"]
     assert names(momentum=0.9) == ["5 epochs, lr 0.1, batch 64", "5 epochs, lr 0.1, batch 64, momentum 0.9"]
@@ -182,8 +181,17 @@ def names_of_trainings(*trainings):
 
 def test_names_of_phases():
     assert set(names_of_trainings([None], [TUNE], [TUNE, TUNE])) == {
-        "none", "5 epochs, lr 0.001", "5 epochs, lr 0.001 + 5 epochs, lr 0.001",
+        "none", "5 epochs", "5 epochs + 5 epochs",
     }  # fmt: skip
+
+
+def test_a_rate_of_its_own_is_no_group_of_its_own_but_two_rates_of_one_recipe_are():
+    fast = {**TUNE, "lr": 0.1}
+    a, b = made("a", "x", 100, 40), made("b", "x", 200, 50, tune=fast)
+    assert {p.group.training for p in points([a, b])} == {"5 epochs"}
+    assert [row["training"] for row in trial_rows([a, b])[::2]] == ["5 epochs, lr 0.001", "5 epochs, lr 0.1"]
+    both = points([a, b, made("a", "x", 100, 45, tune=fast)])
+    assert sorted(p.group.training for p in both) == ["5 epochs, lr 0.001", "5 epochs, lr 0.1", "5 epochs, lr 0.1"]
 
 
 @given(st.lists(st.tuples(st.integers(100, 110), st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=8))
@@ -204,7 +212,7 @@ def test_fronts_are_of_groups_and_need_validation():
     better = made("m", "a", 100, 40)
     results = [better, made("m", "a", 200, 30, tune=None), made("m", "a", 100, 50, holdout=0)]
     flags = {(p.group.training, p.group.holdout): p.front for p in points(results)}
-    assert flags == {("5 epochs, lr 0.001", 100): True, ("none", 100): True, ("5 epochs, lr 0.001", 0): False}
+    assert flags == {("5 epochs", 100): True, ("none", 100): True, ("5 epochs", 0): False}
     with pytest.raises(StudyError, match="these are of: "):
         curves(points(results))
 

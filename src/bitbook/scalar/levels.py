@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
 from bitbook.errors import PlanError
-from bitbook.quantizer import Child, FitOptions, Quantizer, StreamSpec
+from bitbook.quantizer import Child, FitOptions, Quantizer, StraightThrough, StreamSpec
 from bitbook.scalar.leaves import Float
 from bitbook.scalar.uniform import SMALLEST_SCALE, extremes, masked
 
@@ -99,8 +99,8 @@ class _FakeBinary(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, scale: Tensor, clipped: bool) -> Tensor:
         ctx.save_for_backward(w, scale)
         ctx.clipped = clipped
-        signs = torch.copysign(torch.ones_like(scale), w + 0.0)  # -0.0 counts as zero, which is positive
-        return signs.mul_(scale)  # a learned scale may be negative, as it may in decode
+        positive = torch.ge(w, 0, out=torch.empty_like(w))  # as floats, see _above
+        return positive.mul_(2 * scale).sub_(scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
@@ -147,15 +147,17 @@ class Ternary(Quantizer):
             raise PlanError(f"range={options.range!r} does not fit {self!r}, which has one rule: leave it out")
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
         size = grid.tiles(w.abs(), "zero")
-        weight = size.new_ones(()) if importance is None else grid.tiles(importance, "zero")
-        threshold = 0.7 * grid.mean(w.abs())
+        threshold = 0.7 * grid.mean(w.abs())[:, None, :, None]
         scale = torch.zeros_like(threshold)
         for _ in range(4):
-            large = _above(size, threshold[:, None, :, None]) * weight
-            total = large.sum((1, 3))
-            scale = torch.where(total > 0, (size * large).sum((1, 3)) / total.clamp_min(1e-30), scale)
+            large = _above(size, threshold)
+            if importance is not None:
+                large *= grid.tiles(importance, "zero")
+            total = large.sum((1, 3), keepdim=True)
+            mean = (size * large).sum((1, 3), keepdim=True) / total.clamp_min(1e-30)
+            scale = torch.where(total > 0, mean, scale)
             threshold = scale / 2
-        return {"scale": scale.clamp_min(SMALLEST_SCALE)}
+        return {"scale": scale[:, 0, :, 0].clamp_min(SMALLEST_SCALE)}
 
     def refresh(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Mapping[str, Tensor]:
         return self.fit(w, options=options)
@@ -164,14 +166,25 @@ class Ternary(Quantizer):
         self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None
     ) -> dict[str, Tensor]:
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
-        tiles, half = grid.tiles(w), side["scale"][:, None, :, None] / 2
-        levels = _above(tiles, half).add_(1).sub_(_above(-tiles, half))  # -1, 0, 1, and one more
-        return {"codes": grid.untile(levels, (grid.rows, grid.cols)).to(torch.uint8)}
+        levels = _nearest(grid.tiles(w), side["scale"][:, None, :, None])
+        return {"codes": grid.untile(levels + 1, (grid.rows, grid.cols)).to(torch.uint8)}
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = Grid.of(shape, self.block, pad=self.pad)
         levels = grid.tiles(codes["codes"].float() - 1)
         return grid.untile(levels * side["scale"][:, None, :, None], shape)
+
+    def surrogate(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Tensor:
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        scale = side["scale"][:, None, :, None]
+        levels = _nearest(grid.tiles(w), scale)  # never as codes, which costs as much as all else
+        return StraightThrough.apply(w, grid.untile(levels * scale, tuple(w.shape)))
+
+
+def _nearest(tiles: Tensor, scale: Tensor) -> Tensor:
+    """-1, 0 or 1, whichever times `scale` is nearest; 0 in the middle between two."""
+    half = scale.detach() / 2
+    return _above(tiles, half).sub_(_above(-tiles, half))
 
 
 def _above(w: Tensor, threshold: Tensor) -> Tensor:

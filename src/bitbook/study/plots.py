@@ -240,7 +240,7 @@ def _error_axis(ax: Any, accuracies: Sequence[float]) -> None:
         ),
     )
     high = 100 - max(_LEAST_ERROR, 0.7 * (100 - max(accuracies)))
-    low = max(0.0, 100 - 1.3 * (100 - min(accuracies)))
+    low = max(0.0, 100 - 1.3 * max(2 * _LEAST_ERROR, 100 - min(accuracies)))
     least = math.log10((100 - low) / (100 - high)) / 16  # distance of two labels
     ticks: list[float] = []
     for tick in _TICKS:

@@ -103,13 +103,13 @@ def main_group(points: Sequence[Point]) -> Group:
     return max(tables.grouped(points), key=length)
 
 
-def all_savings(points: Sequence[Point]) -> dict[Group, list[MethodSaving]]:
+def all_savings(points: Sequence[Point], *, repeats: int = 300) -> dict[Group, list[MethodSaving]]:
     """The savings at equal accuracy that both questions ask for, of each group with validation data."""
     found = {}
     for group, inside in tables.grouped(points).items():
         if group.holdout:
             pairs = [*tables.vector_pairs(inside), *tables.fused_pairs(inside)]
-            found[group] = tables.equal_accuracy_savings(inside, pairs)
+            found[group] = tables.equal_accuracy_savings(inside, pairs, repeats=repeats)
     return found
 
 
@@ -401,6 +401,7 @@ def _page_data(points: Sequence[Point]) -> dict[str, Any]:
             "front": point.front,
             "diverged": point.diverged,
             "ledger": ledger,
+            "training": tables.training_text(cell),
             "cell": shlex.quote(json.dumps(cell, ensure_ascii=False, separators=(",", ":"))),
         })  # fmt: skip
     return tables.finite({
@@ -517,7 +518,7 @@ function accuracy(score) {
 const points = data.points.map((point, index) => {
   const method = data.methods[point.method], group = data.groups[point.group];
   const recipe = method.name + ", " + point.name;
-  const words = [recipe, point.family, point.model, group.dataset, group.start, group.training].join(" ");
+  const words = [recipe, point.family, point.model, group.dataset, group.start, point.training].join(" ");
   return {...point, index, method, group, groupIndex: point.group, methodIndex: point.method, recipe,
           words: words.toLowerCase()};
 });
@@ -570,7 +571,7 @@ function draw() {
                 arrayminus: members.map(p => reach(p, 1)), thickness: 1, width: 2}}));
   });
   const means = here.map(point => point.test[0]);
-  const low = Math.max(0, 100 - 1.3 * (100 - Math.min(...means)));
+  const low = Math.max(0, 100 - 1.3 * Math.max(2 * LEAST, 100 - Math.min(...means)));
   const high = 100 - Math.max(LEAST, 0.7 * (100 - Math.max(...means)));
   const yaxis = {title: {text: "test accuracy, %"}, range: [scale(low), scale(high)], gridcolor: "#e6e6e6",
                  zeroline: false};
@@ -609,7 +610,7 @@ const COLUMNS = [                                      // name, what is sorted, 
   ["seeds", p => p.seeds.length, p => p.seeds.length],
   ["front", p => p.front ? 1 : 0, p => p.front ? "yes" : ""],
   ["start", p => p.group.start],
-  ["training", p => p.group.training],
+  ["training", p => p.training],
   ["held out", p => p.group.holdout],
   ["model", p => p.model],
   ["data", p => p.group.dataset],
@@ -638,7 +639,7 @@ function list() {
     const cells = COLUMNS.map(([, key, show = key], i) =>
       element("td", show(point), {class: numeric[i] ? "n" : ""}));
     const row = element("tr", cells, {tabindex: 0, class: point.front ? "best" : ""});
-    row.onclick = () => { location.hash = "point-" + point.index; };
+    row.onclick = () => visit(point);
     row.onkeydown = event => { if (event.key === "Enter") row.onclick(); };
     return row;
   }));
@@ -683,13 +684,18 @@ function open(point) {
     ["validation", point.validation ? accuracy(point.validation) + " %" : "nothing held out"],
     ["seeds", point.seeds.join(", ") + (point.diverged ? "; " + point.diverged + " diverged" : "")],
     ["model", point.model], ["start", point.group.start],
-    ["training", point.group.training], ["median seconds", point.seconds.toFixed(2)]];
+    ["training", point.training], ["median seconds", point.seconds.toFixed(2)]];
   find("detail").replaceChildren(
     close, element("h2", point.recipe),
     element("dl", facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)])),
     element("h3", "Where the bytes are (seed " + point.seeds[0] + ")"), ledger(point),
     element("h3", "Repeat this trial"), element("pre", data.command + point.cell));
   if (!find("detail").open) find("detail").showModal();
+}
+
+function visit(point) {
+  history.replaceState(null, "", "#point-" + point.index);   // so that the address can be passed on
+  open(point);
 }
 
 function follow() {
@@ -711,7 +717,7 @@ draw();
 list();
 find("curves").on("plotly_click", event => {
   const index = event.points[0].customdata;
-  if (index !== undefined) location.hash = "point-" + index;
+  if (index !== undefined) visit(points[index]);
 });
 window.addEventListener("hashchange", follow);
 follow();
