@@ -80,7 +80,7 @@ def quantize_(
     dense: dict[str, str] = {}
     for places in shared:
         name = places[0].name
-        recipe = _one_recipe(places, recipes)
+        recipe = _one_recipe({place.name: recipes[place.name] for place in places if plan.names(place.name)})
         if recipe is None:
             dense[name] = "by plan" if plan.names(name) else "no pattern names it"
             continue
@@ -261,8 +261,8 @@ def _contents(model: nn.Module) -> Iterator[tuple[Place, FakeQuantize | Tensor]]
                 yield Place(name, module, attribute), cast(FakeQuantize | Tensor, tensor)
 
 
-def _one_recipe(places: list[Place], recipes: Mapping[str, Quantizer | None]) -> Quantizer | None:
-    asked = {place.name: recipes[place.name] for place in places if recipes[place.name] is not None}
+def _one_recipe(asked: Mapping[str, Quantizer | None]) -> Quantizer | None:
+    """What the plan says of the names of one tensor."""
     if len(set(asked.values())) > 1:
         listed = ", ".join(f"{name}: {recipe!r}" for name, recipe in asked.items())
         raise PlanError(f"{listed} — these names are one tied tensor; give them one recipe")

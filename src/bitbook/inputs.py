@@ -140,7 +140,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     found = [m for m in model.modules() if isinstance(m, InputQuantizer) and m.activation.range == "calibrated"]
     if not found:
         raise PlanError("the model has no calibrated input; plan one with Activation(recipe, range='calibrated')")
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     for quantizer in found:
         quantizer.seen.zero_()
@@ -153,7 +153,8 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     finally:
         for quantizer in found:
             quantizer.collecting = False
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
     for quantizer in found:
         quantizer._check_seen()
 

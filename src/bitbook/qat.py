@@ -77,7 +77,8 @@ class FakeQuantize(nn.Module):
             trains = learned and not isinstance(child.recipe, Integer)
             value = nn.Parameter(fitted[name]) if trains else fitted[name]
             follows = Regime() if learned else Regime("latent", "refreshed")
-            source = FakeQuantize(child.recipe, value, regime=follows, options=below, generator=generator)
+            fixed = Generator().manual_seed(0)  # as quantize_side: a function of the value alone
+            source = FakeQuantize(child.recipe, value, regime=follows, options=below, generator=fixed)
             self.side.add_module(name, source)
         self._refreshes = not learned and bool(self.side._modules)
         self.recipe = with_children(self.recipe, {name: source.recipe for name, source in self._sources()})

@@ -200,11 +200,19 @@ def quantize(
     fitted = recipe.fit(w, importance=importance, options=options, generator=generator)
     recipe = recipe.resolve(shape, fitted)
     side = {
-        name: quantize(child.recipe, fitted[name], options=recipe.child_options(options), generator=generator)
+        name: quantize_side(child.recipe, fitted[name], recipe.child_options(options))
         for name, child in recipe.children(shape).items()
     }
     codes = recipe.encode(w, {name: q.decode() for name, q in side.items()}, importance=importance)
     return Quantized(with_children(recipe, {n: q.recipe for n, q in side.items()}), shape, codes, side)
+
+
+def quantize_side(recipe: Quantizer, value: Tensor, options: FitOptions) -> Quantized:
+    """Quantize a side tensor: a function of its value alone.
+
+    So a fit that rounds side tensors while it searches sees them as they will be stored in the end.
+    """
+    return quantize(recipe, value, options=options, generator=Generator().manual_seed(0))
 
 
 def with_children(recipe: Quantizer, children: Mapping[str, Quantizer]) -> Quantizer:

@@ -63,6 +63,7 @@ QUANTIZERS = [
     Case(Codebook(0.5, (1, -1), centroids=Uniform(4, (1, -1)))),
     Case(Codebook(8, (1, 4), centroids=Uniform(4, (1, 2), scale=Uniform(8)))),
     Case(Codebook(8, (1, 4), centroids=Ternary())),
+    Case(Codebook(8, (1, 4), centroids=Codebook(6, (1, 2)))),
 ]
 
 LADDERS: list[list[Quantizer]] = [

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from bitbook.blocks import Shape, matrix_shape
 from bitbook.errors import CorruptArtifact, PlanError
-from bitbook.quantizer import Child, FitOptions, Quantizer, StreamSpec, quantize
+from bitbook.quantizer import Child, FitOptions, Quantizer, StreamSpec, quantize_side
 from bitbook.scalar.leaves import Float
 
 
@@ -65,7 +65,7 @@ class Pruned(Quantizer):
             values = w.flatten()[recipe._kept(w, importance).flatten().bool()]
             if len(values) == 1:
                 return {"values": values}
-            stored = quantize(self.values, values, options=self.child_options(options)).decode()
+            stored = quantize_side(self.values, values, self.child_options(options)).decode()
             nonzero = int(stored.count_nonzero())
             if nonzero == len(values):
                 return {"values": values}

@@ -193,7 +193,8 @@ class _FakeUniform(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             ratio = _divide(w, scale)
             clipped = ratio.clamp(torch.as_tensor(low), torch.as_tensor(high))
-            slope = torch.where(ratio == clipped, ratio.round() - ratio, clipped)
+            inside = (ratio > low) & (ratio < high)
+            slope = torch.where(inside, ratio.round() - ratio, clipped)
             blocks = (1, 3) if scale.dim() else ()
             per_block = w.numel() // scale.numel()
             damping = 1 / math.sqrt(per_block * max(ctx.high, 1))  # LSQ, section 2.2

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from bitbook.blocks import Block, Grid, Shape, check_block
 from bitbook.errors import PlanError
-from bitbook.quantizer import Child, FitOptions, Quantizer, StreamSpec, code_dtype, quantize
+from bitbook.quantizer import Child, FitOptions, Quantizer, StreamSpec, code_dtype, quantize_side
 from bitbook.scalar.leaves import Float
 from bitbook.vector.kmeans import assign, kmeans
 
@@ -80,7 +80,7 @@ class Codebook(Quantizer):
         weights = _weights(grid, w, importance)
 
         def stored(centroids: F32[Tensor, "k d"]) -> F32[Tensor, "k d"]:
-            return quantize(self.centroids, centroids, options=self.child_options(options)).decode()
+            return quantize_side(self.centroids, centroids, self.child_options(options)).decode()
 
         centroids = kmeans(
             grid.split(w),
