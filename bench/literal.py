@@ -170,10 +170,11 @@ class ClusteredLinear(nn.Module):
         super().__init__()
         rows = linear.weight.data.numpy()
         k = max(int(len(rows) * percent / 100), 1)
-        clusters = KMeans(n_clusters=k, n_init=10, random_state=0).fit(rows)
+        clusters: Any = KMeans(n_clusters=k, n_init=10, random_state=0).fit(rows)  # type: ignore[arg-type]
         self.bits = bits
         self.inertia = float(clusters.inertia_)
         self.centroids = nn.Parameter(torch.from_numpy(clusters.cluster_centers_).float())
+        self.labels: Tensor
         self.register_buffer("labels", torch.from_numpy(clusters.labels_).long())
         self.bias = nn.Parameter(linear.bias.data.clone())
 

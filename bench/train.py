@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Generator, Tensor, nn
 
-from bitbook import Binary, Codebook, FitOptions, Plan, Quantizer, Ternary, Training, Uniform, quantize_
+from bitbook import Activation, Binary, Codebook, FitOptions, Plan, Ternary, Training, Uniform, quantize_
 from bitbook.data import load_mnist
 from bitbook.data.mnist import pixels
 from bitbook.models import build_model
@@ -38,7 +38,7 @@ from bitbook.train import evaluate, train
 MODEL = "mlp-784-128-64-10"
 FLOAT_LR, TUNE_LR, EPOCHS = 0.1, 1e-3, 5  # the source material's
 ROWS = (1, -1)
-FOUR_BITS = Plan({"*.weight": Uniform(4)}, {"fc*": Uniform(4)})
+FOUR_BITS = Plan({"*.weight": Uniform(4)}, {"fc*": Activation(Uniform(4))})
 
 STEPS: tuple[tuple[str, Plan, float | None], ...] = (  # name, plan, goal
     ("Uniform(4)", Plan({"*.weight": Uniform(4)}), 1.5),
@@ -215,7 +215,8 @@ def time_steps(repetitions: int, steps: int) -> list[Row]:
     for name, plan, goal in STEPS:
         quantized = copy.deepcopy(model)
         quantize_(quantized, plan, options=FitOptions(iterations=25), generator=generator)
-        block(model), block(quantized)  # warm up
+        block(model)  # warm up
+        block(quantized)
         ours, floats = [], []
         for _ in range(repetitions):
             floats.append(block(model))

@@ -155,8 +155,9 @@ def restore(artifact: Artifact, model: nn.Module) -> nn.Module:
 
     Raises `ModelMismatch` where names or shapes differ; the model is then untouched.
     """
-    places = {place.name: tensor for place, tensor in _contents(model)}
-    if any(isinstance(tensor, FakeQuantize) for tensor in places.values()):
+    contents = {place.name: tensor for place, tensor in _contents(model)}
+    places = {name: tensor for name, tensor in contents.items() if not isinstance(tensor, FakeQuantize)}
+    if len(places) < len(contents):
         raise ModelMismatch("the model is quantized already; load into a fresh one")
     stored = artifact.state_dict()
     missing, extra = sorted(places.keys() - stored.keys()), sorted(stored.keys() - places.keys())

@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 
 from bitbook.errors import PlanError
 from bitbook.quantizer import FitOptions, Quantized, Quantizer, StraightThrough, checked, with_children
-from bitbook.scalar.leaves import Integer
+from bitbook.scalar.leaves import Float, Integer
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class FakeQuantize(nn.Module):
             self.side.add_module(name, source)
         self._refreshes = not learned and bool(self.side._modules)
         self.recipe = with_children(self.recipe, {name: source.recipe for name, source in self._sources()})
+        self._exact = self.recipe == Float()
         self._code_names: tuple[str, ...] = ()
         if frozen:
             self.latent = None
@@ -100,6 +101,8 @@ class FakeQuantize(nn.Module):
 
     def forward(self) -> Tensor:
         """The tensor as the file would give it back, in the weight's own dtype."""
+        if self._exact and self.latent is not None and self.latent.dtype == torch.float32 == self.dtype:
+            return self.latent  # a scale as most are stored: asked for in every step
         if self.latent is None:
             value = self.recipe.decode(self.codes, self._side_values(), self.shape)
         else:

@@ -69,9 +69,18 @@ def _slotted(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     return type(base.__name__, (_Slotted, base), members)
 
 
+def _key(module: nn.Module) -> tuple[type[nn.Module], tuple[str, ...]]:
+    """The class that a module had before anything was attached to it, and what is attached."""
+    return getattr(type(module), "_slot_key", (type(module), ()))
+
+
+def _become(module: Any, kind: type[nn.Module]) -> None:
+    module.__class__ = kind
+
+
 def slots(module: nn.Module) -> dict[str, nn.Module]:
     """The sources attached to `module`, by attribute name."""
-    return dict(module._modules[SLOTS].named_children()) if isinstance(module, _Slotted) else {}
+    return dict(getattr(module, SLOTS).named_children()) if isinstance(module, _Slotted) else {}
 
 
 def attach(module: nn.Module, name: str, source: nn.Module) -> None:
@@ -85,7 +94,7 @@ def attach(module: nn.Module, name: str, source: nn.Module) -> None:
         raise PlanError(f"{type(module).__name__} has no parameter or buffer {name!r} of its own")
     if isinstance(module, torch.jit.ScriptModule):
         raise PlanError(f"{type(module).__name__} is scripted; quantize the original module")
-    base, names = getattr(type(module), "_slot_key", (type(module), ()))
+    base, names = _key(module)
     if not names and SLOTS in module._modules:
         raise PlanError(f"{type(module).__name__} has a child module named {SLOTS!r}; rename it")
     if isinstance(module, nn.RNNBase):
@@ -96,7 +105,7 @@ def attach(module: nn.Module, name: str, source: nn.Module) -> None:
         module.add_module(SLOTS, nn.Module())  # a ModuleDict would refuse names such as "values"
         module._slot_values = None  # type: ignore[assignment]
     getattr(module, SLOTS).add_module(name, source)
-    module.__class__ = _slotted(base, tuple(sorted({*names, name})))
+    _become(module, _slotted(base, tuple(sorted({*names, name}))))
 
 
 def detach(module: nn.Module, name: str, value: Tensor | None = None) -> nn.Module:
@@ -106,19 +115,19 @@ def detach(module: nn.Module, name: str, value: Tensor | None = None) -> nn.Modu
     """
     if name not in slots(module):
         raise PlanError(f"{type(module).__name__}.{name} has no source to detach")
-    base, names = type(module)._slot_key  # type: ignore[attr-defined]
+    base, names = _key(module)
     source = slots(module)[name]
     with torch.no_grad():
-        value = (source() if value is None else value).detach().clone()
+        kept = (source() if value is None else value).detach().clone()
     del getattr(module, SLOTS)._modules[name]
     left = tuple(n for n in names if n != name)
     if left:
-        module.__class__ = _slotted(base, left)
+        _become(module, _slotted(base, left))
     else:
         del module._modules[SLOTS]
         del module._slot_values
-        module.__class__ = base
-    module.register_parameter(name, nn.Parameter(value))
+        _become(module, base)
+    module.register_parameter(name, nn.Parameter(kept))
     if isinstance(module, nn.RNNBase) and not left:
         module._flat_weights = [getattr(module, n, None) for n in module._flat_weights_names]
     return source

@@ -368,7 +368,7 @@ def _front_table(group: Group, ps: Sequence[Point]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the document of a finished study."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Write the document of a finished study.")
     parser.add_argument("run", type=Path, help="the study's folder, which holds study.db")
     parser.add_argument("folder", type=Path, help="where the document goes")
     parser.add_argument("--grid", choices=list(GRIDS), default="mnist")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bitbook.errors import PlanError
-from bitbook.plan import Plan
+from bitbook.plan import Activation, Plan
 from bitbook.quantizer import Quantizer
 from bitbook.scalar.leaves import Float, FloatType
 from bitbook.scalar.levels import Binary
@@ -74,7 +74,7 @@ class Layers:
     def plan(self, recipe: Quantizer, *, output: bool = True, inputs: Quantizer | None = None) -> Plan:
         """All weights through `recipe`, with or without the output layer's."""
         weights = {self.weights: recipe} if output else {self.output: None, self.weights: recipe}
-        return Plan(weights, {} if inputs is None else {self.modules: inputs})
+        return Plan(weights, {} if inputs is None else {self.modules: Activation(inputs)})
 
 
 def scalar_recipes(
