@@ -82,7 +82,7 @@ class FakeQuantize(nn.Module):
             self.side.add_module(name, source)
         self._refreshes = not learned and bool(self.side._modules)
         self.recipe = with_children(self.recipe, {name: source.recipe for name, source in self._sources()})
-        self._exact = self.recipe == Float()
+        self._exact = self.recipe == Float() and not frozen and regime.reassign_every == 1
         self._code_names: tuple[str, ...] = ()
         if frozen:
             self.latent = None
