@@ -6,6 +6,7 @@ both curves agree. Only its Pareto front counts. Wrong shapes and values raise P
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -191,11 +192,16 @@ def average_saving_interval(
     if saving is None:
         return None
     generator = np.random.default_rng(seed)
+
+    @functools.cache  # few seeds can be drawn in few ways, since their order does not matter
+    def resample(rows_a: tuple[int, ...], rows_b: tuple[int, ...]) -> Saving | None:
+        return average_saving(a[list(rows_a)].mean(axis=0), b[list(rows_b)].mean(axis=0))
+
     resampled: list[float] = []
     for _ in range(repeats):
-        rows_a = generator.integers(len(a), size=len(a))
-        rows_b = rows_a if paired else generator.integers(len(b), size=len(b))
-        again = average_saving(a[rows_a].mean(axis=0), b[rows_b].mean(axis=0))
+        rows_a = tuple(sorted(generator.integers(len(a), size=len(a)).tolist()))
+        rows_b = rows_a if paired else tuple(sorted(generator.integers(len(b), size=len(b)).tolist()))
+        again = resample(rows_a, rows_b)
         if again is not None:
             resampled.append(again.percent)
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]) if resampled else (np.nan, np.nan)
