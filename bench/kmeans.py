@@ -59,9 +59,7 @@ def run_sklearn(points: np.ndarray, case: Case, seed: int) -> np.ndarray:
     from sklearn.cluster import KMeans
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # it reports that the iterations ended before convergence, as asked for
+        warnings.simplefilter("ignore")  # it reports that the iterations ended before convergence, as asked for
         model = KMeans(case.k, max_iter=case.iterations, tol=0, random_state=seed)
         model.set_params(n_init=case.restarts)  # its signature is typed as a string
         return model.fit(points).cluster_centers_

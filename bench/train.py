@@ -1,8 +1,8 @@
 """Training times: a whole trial against the literal pipeline, a quantization-aware step against a float step.
 
 Everything runs in one process. What is compared runs alternately, a ratio is taken between neighbours in time,
-and the median over the repetitions is reported with their minimum and maximum: on a shared machine times vary,
-ratios of neighbours hardly do. Without BITBOOK_DATA, random images of MNIST's shape stand in for it: no time
+and the median over the repetitions is reported with their minimum and maximum. One thread is timed by what the
+processor spends on it, so that other programs on a shared machine count little; several, by the clock. Without BITBOOK_DATA, random images of MNIST's shape stand in for it: no time
 depends on the pixels.
 
     python bench/train.py [--json PATH] [--quick] [--threads 1] [--epochs 1]
@@ -23,17 +23,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import literal
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Generator, Tensor, nn
 
+import literal
 from bitbook import Activation, Binary, Codebook, FitOptions, Plan, Ternary, Training, Uniform, quantize_
 from bitbook.data import load_mnist
 from bitbook.data.mnist import pixels
 from bitbook.models import build_model
 from bitbook.train import evaluate, train
+
+Now = Callable[[], float]
+"""Seconds since any fixed moment."""
 
 MODEL = "mlp-784-128-64-10"
 FLOAT_LR, TUNE_LR, EPOCHS = 0.1, 1e-3, 5  # the source material's
@@ -132,8 +135,8 @@ class Parts:
         return self.prepare + self.evaluation + EPOCHS / epochs * (self.float_training + self.tuning)
 
 
-def our_trial(raw: Raw, epochs: int) -> Parts:
-    parts, clock = Parts(), Clock()
+def our_trial(raw: Raw, epochs: int, now: Now) -> Parts:
+    parts, clock = Parts(), Stopwatch(now)
     train_x, test_x = pixels(raw.train), pixels(raw.test)
     model, generator = build_model(MODEL, seed=0), Generator().manual_seed(0)
     parts.prepare = clock()
@@ -150,8 +153,8 @@ def our_trial(raw: Raw, epochs: int) -> Parts:
     return parts
 
 
-def literal_trial(raw: Raw, epochs: int) -> Parts:
-    parts, clock = Parts(), Clock()
+def literal_trial(raw: Raw, epochs: int, now: Now) -> Parts:
+    parts, clock = Parts(), Stopwatch(now)
     batches = literal.loader(raw.train, raw.train_y, shuffle=True)
     tests = literal.loader(raw.test, raw.test_y, shuffle=False)
     model = literal.Network()
@@ -169,23 +172,22 @@ def literal_trial(raw: Raw, epochs: int) -> Parts:
     return parts
 
 
-class Clock:
+class Stopwatch:
     """Seconds since the last call."""
 
-    def __init__(self) -> None:
-        self.last = time.perf_counter()
+    def __init__(self, now: Now) -> None:
+        self.now, self.last = now, now()
 
     def __call__(self) -> float:
-        now = time.perf_counter()
-        passed, self.last = now - self.last, now
-        return passed
+        before, self.last = self.last, self.now()
+        return self.last - before
 
 
-def time_trials(raw: Raw, epochs: int, repetitions: int) -> list[Row]:
+def time_trials(raw: Raw, epochs: int, repetitions: int, now: Now) -> list[Row]:
     literals, ours = [], []
     for _ in range(repetitions):
-        literals.append(literal_trial(raw, epochs))
-        ours.append(our_trial(raw, epochs))
+        literals.append(literal_trial(raw, epochs, now))
+        ours.append(our_trial(raw, epochs, now))
 
     def row(what: str, seconds: Callable[[Parts], float], goal: float | None = None) -> Row:
         return Row.of(what, [seconds(p) for p in literals], [seconds(p) for p in ours], at_least=goal)
@@ -199,7 +201,7 @@ def time_trials(raw: Raw, epochs: int, repetitions: int) -> list[Row]:
 
 
 # -- a step ------------------------------------------------------------------------------------------------
-def time_steps(repetitions: int, steps: int) -> list[Row]:
+def time_steps(repetitions: int, steps: int, now: Now) -> list[Row]:
     """Quantization-aware against float steps, in short blocks that alternate."""
     generator = Generator().manual_seed(0)
     x = torch.rand(64 * steps, 784, generator=generator) * 2 - 1
@@ -207,9 +209,9 @@ def time_steps(repetitions: int, steps: int) -> list[Row]:
     model = build_model(MODEL, seed=0)
 
     def block(model: nn.Module) -> float:
-        began = time.perf_counter()
+        clock = Stopwatch(now)
         train(model, x, y, Training(1, TUNE_LR), generator=generator)
-        return (time.perf_counter() - began) / steps
+        return clock() / steps
 
     rows = []
     for name, plan, goal in STEPS:
@@ -236,16 +238,17 @@ def main() -> None:
     )  # fmt: skip
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    now = time.process_time if arguments.threads == 1 else time.perf_counter
     torch.manual_seed(0)  # the literal pipeline draws from the global generator
     share = 10 if arguments.quick else 1
     raw = raw_images(60_000 // share, 10_000 // share)
 
     print(f"{raw.origin}, torch {torch.__version__}, {arguments.threads} thread(s)")
     print(f"\nTime of the literal pipeline / ours; {arguments.epochs} of {EPOCHS} + {EPOCHS} epochs timed")
-    trials = time_trials(raw, arguments.epochs, repetitions=2 if arguments.quick else 3)
+    trials = time_trials(raw, arguments.epochs, 2 if arguments.quick else 3, now)
     print(*trials, sep="\n")
     print("\nTime of a quantization-aware step / a float step, batch 64, 784-128-64-10")
-    steps = time_steps(repetitions=11 if arguments.quick else 41, steps=40)
+    steps = time_steps(11 if arguments.quick else 61, steps=25, now=now)
     print(*steps, sep="\n")
 
     if arguments.json is not None:
@@ -254,6 +257,7 @@ def main() -> None:
             "images": len(raw.train),
             "epochs_timed": arguments.epochs,
             "threads": arguments.threads,
+            "clock": now.__name__,
             "torch": torch.__version__,
             "machine": platform.machine(),
             "literal_over_ours": [asdict(row) for row in trials],

@@ -1,7 +1,7 @@
 """Plans meet models: quantize in place, freeze into an artifact, load an artifact back.
 
-    model ──quantize_(plan)──► model with slots ──(training)──► freeze ──► Artifact ──save──► file
-    file ──read──► Artifact ──restore──► plain model
+model ──quantize_(plan)──► model with slots ──(training)──► freeze ──► Artifact ──save──► file
+file ──read──► Artifact ──restore──► plain model
 """
 
 from __future__ import annotations

@@ -32,9 +32,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         return _read_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
         return _read_torch(path)
-    raise CorruptArtifact(
-        f"{path}: weights come from .safetensors, {', '.join(TORCH_SUFFIXES)}, not {path.suffix!r}"
-    )
+    raise CorruptArtifact(f"{path}: weights come from .safetensors, {', '.join(TORCH_SUFFIXES)}, not {path.suffix!r}")
 
 
 @torch.no_grad()
@@ -58,9 +56,7 @@ def load_weights(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             shapes = f"{tuple(tensor.shape)} in the file, {tuple(places[name].shape)} in the model"
             raise ModelMismatch(f"{path}: {name} is {shapes}")
         if tensor.is_floating_point() != places[name].is_floating_point():
-            raise ModelMismatch(
-                f"{path}: {name} is {tensor.dtype} in the file, {places[name].dtype} in the model"
-            )
+            raise ModelMismatch(f"{path}: {name} is {tensor.dtype} in the file, {places[name].dtype} in the model")
     for name, tensor in stored.items():
         places[name].copy_(tensor)
     return model

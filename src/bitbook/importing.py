@@ -15,9 +15,7 @@ def import_callable(name: str, error: type[BitbookError]) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as cause:
-        raise error(
-            f"{name!r} cannot be imported: {cause}; it should read 'package.module:callable'"
-        ) from cause
+        raise error(f"{name!r} cannot be imported: {cause}; it should read 'package.module:callable'") from cause
     if not callable(found):
         raise error(f"{name!r} is a {type(found).__name__}, not a callable")
     return found

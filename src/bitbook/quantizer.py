@@ -104,9 +104,7 @@ class Quantizer(ABC):
         return side
 
     @abstractmethod
-    def encode(
-        self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         """The codes for `w` given the side tensors exactly as the file gives them back."""
 
     # -- what training sees --------------------------------------------------------------------

@@ -68,9 +68,7 @@ def check(artifact: Artifact) -> Ledger:
     for name in want:
         assert equal(got[name].to(want[name].dtype), want[name]), name
     assert ledger.total == len(data) == sum(ledger.by_tensor().values()) == sum(ledger.by_part().values())
-    assert ledger.weights == sum(
-        tensor.numel() for name, tensor in want.items() if name not in artifact.aliases
-    )
+    assert ledger.weights == sum(tensor.numel() for name, tensor in want.items() if name not in artifact.aliases)
     assert to_bytes(found) == (data, ledger)
     stock = stock_load(data)
     for name, tensor in artifact.tensors.items():
@@ -89,9 +87,7 @@ def check(artifact: Artifact) -> Ledger:
 )
 def test_any_recipe_on_any_shape(recipe: Quantizer, shape: tuple[int, ...]) -> None:
     ledger = check(Artifact({"w": counted(recipe, shape)}))
-    assert [row.part for row in ledger.rows if row.tensor == "w"] == [
-        s.name for s in stream_specs(recipe, shape)
-    ]
+    assert [row.part for row in ledger.rows if row.tensor == "w"] == [s.name for s in stream_specs(recipe, shape)]
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if not isinstance(recipe, Codebook)])

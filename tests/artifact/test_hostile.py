@@ -41,9 +41,7 @@ SMALL = small()
 
 
 def text_of(value: Json) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode(
-        "utf-8", "surrogatepass"
-    )
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode("utf-8", "surrogatepass")
 
 
 def signed(text: bytes, payload: bytes) -> bytes:
@@ -286,9 +284,7 @@ def nested(depth: int) -> Json:
         (lambda p: p.update(inputs={"fc": 0}), "order of first use"),
         (lambda p: p.update(activations=[["Codebook", 2]], inputs={"fc": 0}), "cannot quantize activations"),
         (
-            lambda p: p.update(
-                activations=[{"range": "calibrated", "recipe": ["Uniform", 4]}], inputs={"fc": 0}
-            ),
+            lambda p: p.update(activations=[{"range": "calibrated", "recipe": ["Uniform", 4]}], inputs={"fc": 0}),
             "__inputs__ is in the plan, but not in the index",
         ),
     ],
@@ -467,9 +463,7 @@ def test_random_headers_are_content_or_corrupt(data: st.DataObject) -> None:
             else:
                 del container[key]
     if isinstance(header.get("__metadata__"), dict):
-        header["__metadata__"]["plan"] = json.dumps(
-            plan, separators=(",", ":"), sort_keys=True, ensure_ascii=False
-        )
+        header["__metadata__"]["plan"] = json.dumps(plan, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
     file = signed(text_of(header), payload)
     try:
         artifact = from_bytes(file)

@@ -63,9 +63,11 @@ def test_transforms_equal_the_pixels_of_mnist_bit_for_bit(mnist: Dataset) -> Non
 def test_loader_gives_every_image_once_in_batches_of_64() -> None:
     images = np.arange(150, dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2)
     loader = literal.loader(images, torch.arange(150), shuffle=True)
-    sizes, seen = zip(*[(len(y), y) for x, y in loader if torch.equal(x[:, 0, 0, 0], pixels(images)[y, 0])], strict=True)
-    assert sizes == (64, 64, 22)
-    assert sorted(torch.cat(seen).tolist()) == list(range(150))
+    batches = list(loader)
+    assert [len(y) for _, y in batches] == [64, 64, 22]
+    assert sorted(torch.cat([y for _, y in batches]).tolist()) == list(range(150))
+    for x, y in batches:
+        assert torch.equal(x.flatten(1), pixels(images)[y])
 
 
 # -- scalar ----------------------------------------------------------------------------------------------
@@ -86,7 +88,7 @@ def test_scalar_forward_and_gradient(bits: int, act_bits: int | None, digits: Da
     # where inputs are binary only the first layer's are.
     x, y = digits.train_x[:32] + 1e-3, digits.train_y[:32]
     quantized = ("fc1",) if act_bits == 1 else ("fc1", "fc2", "fc3")
-    inputs = {} if act_bits is None else {name: scalar(act_bits) for name in quantized}
+    inputs = {} if act_bits is None else {name: Activation(scalar(act_bits)) for name in quantized}
     quantize_(ours, Plan({"*.weight": scalar(bits)}, inputs))
     for name, layer in list(theirs.named_children()):
         assert isinstance(layer, nn.Linear)
@@ -150,13 +152,13 @@ def test_our_training_loop_is_the_literal_one(digits: Dataset) -> None:
 # -- vector ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("percent", [10, 25, 50, 90])
 def test_row_clusters_are_no_worse(percent: int, trained: nn.Module) -> None:
-    """Ten restarts of either differ by 2 % from seed to seed on so few rows, so ours get more here."""
+    """Ten restarts of either differ by 2 % from seed to seed on so few rows, so ours get more of them."""
     for name, layer in literal_copy(trained).named_children():
         assert isinstance(layer, nn.Linear)
         theirs = literal.ClusteredLinear(layer, percent)
         rows, k = layer.weight.detach(), len(theirs.centroids)
         assert k == Codebook(percent / 100, ROWS).resolve(tuple(rows.shape)).size
-        ours = kmeans(rows, k, restarts=200, generator=torch.Generator().manual_seed(0))
+        ours = kmeans(rows, k, restarts=500, generator=torch.Generator().manual_seed(0))
         assert ours.inertia <= theirs.inertia * (1 + 1e-3), name
 
 

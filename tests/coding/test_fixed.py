@@ -82,9 +82,7 @@ def test_work_in_chunks_leaves_no_seam(alphabet: int) -> None:
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_powers_of_two_are_packbits(bits: int) -> None:
     codes = random_codes(1 << bits, 99)
-    single = np.unpackbits(codes.astype("<u4").view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")[
-        :, :bits
-    ]
+    single = np.unpackbits(codes.astype("<u4").view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")[:, :bits]
     assert Fixed().encode([stream(1 << bits, codes)]) == np.packbits(single, bitorder="little").tobytes()
 
 

@@ -28,9 +28,7 @@ def test_train_and_test_are_the_source_exactly_once(digits: Dataset) -> None:
     ours = torch.cat([digits.train_x, digits.test_x]) * 8 + 8
     labels = torch.cat([digits.train_y, digits.test_y])
     rows = torch.cat([ours, labels[:, None]], 1).int().tolist()
-    assert sorted(rows) == sorted(
-        [*x, y] for x, y in zip(bunch.data.astype(int).tolist(), bunch.target, strict=True)
-    )
+    assert sorted(rows) == sorted([*x, y] for x, y in zip(bunch.data.astype(int).tolist(), bunch.target, strict=True))
 
 
 def test_the_test_set_never_changes(digits: Dataset) -> None:
@@ -43,9 +41,7 @@ def test_the_test_set_never_changes(digits: Dataset) -> None:
 def test_split_parts_make_the_whole(digits: Dataset, holdout: int) -> None:
     parts = split(digits, holdout)
     assert len(parts.val_x) == len(parts.val_y) == holdout
-    whole = torch.cat(
-        [torch.cat([parts.train_x, parts.val_x]), torch.cat([parts.train_y, parts.val_y])[:, None]], 1
-    )
+    whole = torch.cat([torch.cat([parts.train_x, parts.val_x]), torch.cat([parts.train_y, parts.val_y])[:, None]], 1)
     before = torch.cat([digits.train_x, digits.train_y[:, None]], 1)
     assert sorted(whole.tolist()) == sorted(before.tolist())
 
@@ -63,9 +59,7 @@ def test_split_without_holdout_copies_nothing(digits: Dataset) -> None:
 
 @pytest.mark.parametrize("holdout", [-1, 1437])
 def test_split_refuses_to_leave_nothing(digits: Dataset, holdout: int) -> None:
-    with pytest.raises(
-        PlanError, match=f"{holdout} of 1437 training examples cannot be held out, 0 to 1436 can"
-    ):
+    with pytest.raises(PlanError, match=f"{holdout} of 1437 training examples cannot be held out, 0 to 1436 can"):
         split(digits, holdout)
 
 
@@ -78,9 +72,7 @@ def test_load_dataset_by_name_and_by_function(digits: Dataset, monkeypatch: pyte
         load_dataset("own:wrong")
 
 
-@pytest.mark.parametrize(
-    "name", ["no_such_module:load", "bitbook.data:no_such_function", ":", "bitbook.data:"]
-)
+@pytest.mark.parametrize("name", ["no_such_module:load", "bitbook.data:no_such_function", ":", "bitbook.data:"])
 def test_load_dataset_says_what_cannot_be_imported(name: str) -> None:
     with pytest.raises(DataError, match=f"{name!r} cannot be imported"):
         load_dataset(name)

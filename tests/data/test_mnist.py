@@ -159,9 +159,7 @@ def test_without_network_the_error_says_what_to_do(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mnist, "MIRRORS", [f"{tmp_path.as_uri()}/silent/"])
-    with pytest.raises(
-        DataError, match="Set BITBOOK_DATA to a folder with train-images-idx3-ubyte.gz, .*'digits'"
-    ):
+    with pytest.raises(DataError, match="Set BITBOOK_DATA to a folder with train-images-idx3-ubyte.gz, .*'digits'"):
         load_mnist()
     assert not (tmp_path / "cache").exists()
 

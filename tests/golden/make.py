@@ -32,9 +32,7 @@ def counted(recipe: Quantizer, shape: Shape) -> Quantized:
         if isinstance(recipe, Float):
             codes |= recipe.encode(((count + 1) / 8).reshape(shape), {})
         else:
-            codes[spec.name] = (
-                ((3 + 7 * count) % spec.alphabet).to(code_dtype(spec.alphabet)).reshape(spec.grid)
-            )
+            codes[spec.name] = ((3 + 7 * count) % spec.alphabet).to(code_dtype(spec.alphabet)).reshape(spec.grid)
     return Quantized(recipe, shape, codes, side)
 
 
@@ -56,10 +54,7 @@ def contents() -> dict[str, Artifact]:
             "fc1": QuantizedInput(Activation(Uniform(8))),
             "fc2": QuantizedInput(
                 Activation(Uniform(4, symmetric=False), "calibrated"),
-                {
-                    n: counted(c.recipe, c.shape)
-                    for n, c in Uniform(4, symmetric=False).children((1, 1)).items()
-                },
+                {n: counted(c.recipe, c.shape) for n, c in Uniform(4, symmetric=False).children((1, 1)).items()},
             ),
         },
         aliases={"decoder.weight": "fc1.weight"},

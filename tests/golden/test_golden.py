@@ -23,9 +23,7 @@ def test_the_content_is_read(file: str) -> None:
     for name in want:
         torch.testing.assert_close(got[name].to(want[name].dtype), want[name], rtol=0, atol=0, equal_nan=True)
     assert found.aliases == expected.aliases
-    assert {m: i.activation for m, i in found.inputs.items()} == {
-        m: i.activation for m, i in expected.inputs.items()
-    }
+    assert {m: i.activation for m, i in found.inputs.items()} == {m: i.activation for m, i in expected.inputs.items()}
     for module, quantized in expected.inputs.items():
         for name, side in quantized.side.items():
             assert torch.equal(found.inputs[module].side[name].decode(), side.decode())

@@ -59,9 +59,7 @@ def test_mlp_is_linear_layers_with_relu_between(sizes: list[int]) -> None:
         expected = x @ weight.T + bias
         x = expected.clamp(min=0)
     assert [w.shape for w in state(model)[::2]] == [(b, a) for a, b in pairwise(sizes)]
-    torch.testing.assert_close(
-        model(torch.randn(4, sizes[0], generator=torch.Generator().manual_seed(0))), expected
-    )
+    torch.testing.assert_close(model(torch.randn(4, sizes[0], generator=torch.Generator().manual_seed(0))), expected)
 
 
 def test_weights_depend_on_the_seed_alone() -> None:

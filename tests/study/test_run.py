@@ -88,9 +88,7 @@ def workers_of(path):
     return found
 
 
-needs_proc = pytest.mark.skipif(
-    not os.path.exists("/proc/self/environ"), reason="looks processes up in /proc"
-)
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="looks processes up in /proc")
 
 
 def test_four_workers_run_every_cell_once_and_keep_the_order(path, tmp_path, capfd):
@@ -127,17 +125,11 @@ def test_failing_trials_do_not_stop_a_study(path):
 
 @needs_proc
 def test_a_killed_worker_is_replaced_and_its_cell_run_again(path, tmp_path):
-    cells = [
-        {"x": x, "seconds": 0.05, **({"marker": str(tmp_path / "died")} if x == 2 else {})} for x in range(6)
-    ]
+    cells = [{"x": x, "seconds": 0.05, **({"marker": str(tmp_path / "died")} if x == 2 else {})} for x in range(6)]
     # A grace of minutes: it is the parent who sees the death.
-    results = run.run_study(
-        cells, f"{TRIALS}:deadly_once", path, workers=1, heartbeat=60, grace=600, progress=False
-    )
+    results = run.run_study(cells, f"{TRIALS}:deadly_once", path, workers=1, heartbeat=60, grace=600, progress=False)
     assert (tmp_path / "died").exists()
-    assert table(results) == [
-        (cell_id(cell), cell, run.load_trial(f"{TRIALS}:square")(cell)) for cell in cells
-    ]
+    assert table(results) == [(cell_id(cell), cell, run.load_trial(f"{TRIALS}:square")(cell)) for cell in cells]
 
 
 @pytest.mark.slow
@@ -165,9 +157,7 @@ def test_kill_the_whole_group_and_restart(program, path, tmp_path):
     after = run.run_study(cells, f"{TRIALS}:square", path, workers=1, **FAST)
     assert after == store.results()
     assert store.counts() == {"waiting": 0, "running": 0, "done": count, "failed": 0}
-    assert [
-        before.get(record["cell_id"], record) for record in after
-    ] == after  # what was done stayed as it was
+    assert [before.get(record["cell_id"], record) for record in after] == after  # what was done stayed as it was
     assert lost <= 2 and len(lines(log)) <= count + lost
     store.close()
 

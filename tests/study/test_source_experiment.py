@@ -25,14 +25,15 @@ ROWS_10 = Codebook(0.1, (1, -1))
 EVERY_LAYER = Plan({"*.weight": ROWS_10})
 OUTPUT_DENSE = Plan({"fc3.weight": None, "*.weight": ROWS_10})
 
-DIGITS_START = Training(40, 0.1, batch=32, momentum=0.9)
-DIGITS_TUNE = Training(20, 1e-2, batch=32)
+SIZES = (64, 128, 64, 10)  # the source's but for the input, so that 10 % of the rows are as many
+DIGITS_START = Training(20, 0.1, batch=32)
+DIGITS_TUNE = Training(10, 1e-2, batch=32)
 
 
 @pytest.fixture(scope="module")
 def digits_start(digits: Dataset) -> nn.Module:
     """A trained float MLP; shared, so to be copied before it is changed."""
-    model = build_model("mlp-64-32-16-10", seed=0)
+    model = build_model("mlp-64-128-64-10", seed=0)
     train(model, digits.train_x, digits.train_y, DIGITS_START, generator=Generator().manual_seed(0))
     return model
 
@@ -65,7 +66,7 @@ def check_says_the_same_about_everything(model: nn.Module, data: Dataset) -> Non
 
 
 def test_ten_percent_of_the_output_layer_is_one_row(digits_start: nn.Module) -> None:
-    ours, theirs = copy.deepcopy(digits_start), literal.Network((64, 32, 16, 10))
+    ours, theirs = copy.deepcopy(digits_start), literal.Network(SIZES)
     theirs.load_state_dict(digits_start.state_dict())
     coverage = quantize_(ours, EVERY_LAYER, generator=Generator().manual_seed(0))
     literal.replace_layers(theirs, partial(literal.ClusteredLinear, percent=10))
@@ -78,9 +79,7 @@ def test_ten_percent_of_the_output_layer_is_one_row(digits_start: nn.Module) -> 
     torch.testing.assert_close(weight[0], theirs.fc3.centroids[0].detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_one_output_row_leaves_only_the_biases_to_tell_classes_apart(
-    digits: Dataset, digits_start: nn.Module
-) -> None:
+def test_one_output_row_leaves_only_the_biases_to_tell_classes_apart(digits: Dataset, digits_start: nn.Module) -> None:
     check_says_the_same_about_everything(clustered(digits_start, EVERY_LAYER, digits, DIGITS_TUNE), digits)
 
 
@@ -90,13 +89,13 @@ def test_no_training_brings_the_loss_of_one_output_row_below_the_class_entropy(d
     So the losses printed beside 98.21 %, 0.009 at the lowest, are not those of the printed code's network.
     """
     bound = class_entropy(digits.train_y)
-    assert bound == pytest.approx(math.log(10), abs=1e-3)
-    torch_generator = Generator().manual_seed(0)
+    assert bound == pytest.approx(math.log(10), abs=0.01)
+    generator = Generator().manual_seed(0)
     for scale in (0.1, 1.0, 10.0):
-        model = literal.Network((64, 32, 16, 10))
+        model = literal.Network(SIZES)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=torch_generator) * scale)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
             model.fc3.weight.copy_(model.fc3.weight[:1].expand(10, -1))
             loss = nn.functional.cross_entropy(model(digits.train_x), digits.train_y)
         assert loss >= bound - 1e-4
@@ -104,9 +103,7 @@ def test_no_training_brings_the_loss_of_one_output_row_below_the_class_entropy(d
 
 def test_with_the_output_layer_dense_rows_at_ten_percent_work(digits: Dataset, digits_start: nn.Module) -> None:
     model = clustered(digits_start, OUTPUT_DENSE, digits, DIGITS_TUNE)
-    accuracy = evaluate(model, digits.test_x, digits.test_y).accuracy
-    chance = evaluate(clustered(digits_start, EVERY_LAYER, digits, DIGITS_TUNE), digits.test_x, digits.test_y)
-    assert accuracy > chance.accuracy + 20  # three rows in fc1 and one in fc2 say that much already
+    assert evaluate(model, digits.test_x, digits.test_y).accuracy > 60  # chance is 10
 
 
 # Two ways in which a notebook can print losses that do not move when its layers are replaced. Both are plausible,
@@ -114,7 +111,7 @@ def test_with_the_output_layer_dense_rows_at_ten_percent_work(digits: Dataset, d
 def test_an_optimizer_made_before_the_replacement_trains_the_layers_that_are_gone(digits: Dataset) -> None:
     """The printed loss would then stand still from epoch to epoch, but at what one row allows."""
     batches = list(zip(digits.train_x.split(64), digits.train_y.split(64), strict=True))
-    model = literal.Network((64, 32, 16, 10))
+    model = literal.Network(SIZES)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     literal.train_epoch(model, batches, optimizer)
     literal.replace_layers(model, partial(literal.ClusteredLinear, percent=10))
@@ -130,7 +127,7 @@ def test_a_model_whose_layers_were_never_put_in_place_goes_on_as_the_float_one(
     digits: Dataset, digits_start: nn.Module
 ) -> None:
     """The printed loss and accuracy would then be those of a float network that was trained for longer."""
-    model = literal.Network((64, 32, 16, 10))
+    model = literal.Network(SIZES)
     model.load_state_dict(digits_start.state_dict())
     batches = list(zip(digits.train_x.split(64), digits.train_y.split(64), strict=True))
     (before,) = literal.train(model, batches, lr=1e-3, epochs=1)

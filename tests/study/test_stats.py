@@ -16,9 +16,9 @@ from bitbook.study.stats import (
 )
 
 # Few distinct values, so that ties are common.
-curves = st.lists(
-    st.tuples(st.integers(1, 12).map(float), st.integers(0, 8).map(float)), min_size=1, max_size=12
-).map(np.array)
+curves = st.lists(st.tuples(st.integers(1, 12).map(float), st.integers(0, 8).map(float)), min_size=1, max_size=12).map(
+    np.array
+)
 
 
 def curve(sizes, accuracies):
@@ -50,9 +50,7 @@ def test_mean_interval_of_one_or_equal_values():
     assert mean_interval([2, 2, 2]) == (2, 2, 2)
 
 
-@pytest.mark.parametrize(
-    ("values", "level"), [([], 0.95), ([[1.0]], 0.95), ([1.0, 2.0], 0), ([1.0, 2.0], 95)]
-)
+@pytest.mark.parametrize(("values", "level"), [([], 0.95), ([[1.0]], 0.95), ([1.0, 2.0], 0), ([1.0, 2.0], 95)])
 def test_mean_interval_refuses(values, level):
     with pytest.raises(PlanError):
         mean_interval(values, level)
@@ -98,9 +96,7 @@ def test_paired_bootstrap_laws():
     a, b = generator.random((3, 500)) < 0.9, generator.random((3, 500)) < 0.8
     there, back = paired_bootstrap(a, b, seed=3), paired_bootstrap(b, a, seed=4)
     assert there == paired_bootstrap(a, b, seed=3)
-    assert (there.value, there.low, there.high) == pytest.approx(
-        (-back.value, -back.high, -back.low), abs=0.004
-    )
+    assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low), abs=0.004)
     assert there.low < there.value < there.high and there.p < 0.01
     assert paired_bootstrap(a, a, seed=0) == (0, 0, 0, 1)
     one = paired_bootstrap(a[0], b[0], seed=0)
@@ -113,9 +109,7 @@ def test_paired_bootstrap_p_is_uniform_without_a_difference():
     generator = np.random.default_rng(0)
     p = [paired_bootstrap(*(generator.random((2, 400)) < 0.8), seed=i, repeats=500).p for i in range(400)]
     for level in (0.05, 0.2, 0.5):
-        assert np.mean(np.array(p) <= level) == pytest.approx(
-            level, abs=3 * np.sqrt(level * (1 - level) / 400) + 0.02
-        )
+        assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=3 * np.sqrt(level * (1 - level) / 400) + 0.02)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +155,7 @@ def test_pareto_front_of_lists():
     assert list(pareto_front([[2, 5], [1, 5], [3, 6], [1, 5], [3, 4]])) == [1, 2]
 
 
-@pytest.mark.parametrize(
-    "points", [[], [1, 2], [[1, 2, 3]], [[0, 1]], [[-1, 1]], [[1, np.nan]], [[np.inf, 1]]]
-)
+@pytest.mark.parametrize("points", [[], [1, 2], [[1, 2, 3]], [[0, 1]], [[-1, 1]], [[1, np.nan]], [[np.inf, 1]]])
 def test_a_curve_is_checked(points):
     for use in (pareto_front, lambda points: average_saving(points, points)):
         with pytest.raises(PlanError, match="curve"):
@@ -239,9 +231,7 @@ def test_average_saving_against_numeric_integration(a, b):
         assert saving is None
         return
     middles = low + (high - low) * (np.arange(400) + 0.5) / 400
-    log_a, log_b = (
-        np.mean([pchip(front[:, 1], np.log(front[:, 0]), y) for y in middles]) for front in fronts
-    )
+    log_a, log_b = (np.mean([pchip(front[:, 1], np.log(front[:, 0]), y) for y in middles]) for front in fronts)
     assert saving.percent == pytest.approx(100 * (1 - np.exp(log_b - log_a)), abs=0.02)
     assert (saving.accuracy_low, saving.accuracy_high) == (low, high)
 

@@ -83,9 +83,7 @@ def test_queue(store):
     assert [record["cell"] for record in results] == CELLS[1:]  # as enqueued, not as finished
     assert [record["result"]["y"] for record in results] == [1, 2, 3, 4]
     assert all(record["seconds"] >= 0 and record["started"].endswith("+00:00") for record in results)
-    assert [(failure["cell"], failure["error"]) for failure in store.failures()] == [
-        (CELLS[0], "Traceback: no")
-    ]
+    assert [(failure["cell"], failure["error"]) for failure in store.failures()] == [(CELLS[0], "Traceback: no")]
 
 
 def test_enqueue_again_adds_only_what_is_new(store, path):
@@ -110,9 +108,7 @@ store = StudyStore.create(open_storage({str(path)!r}), "test", "a:b")
 print(store.enqueue([{{"x": x}} for x in range(200)]))
 """
     command = [sys.executable, "-W", "error", "-c", script]
-    racers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for racer in racers:
         assert racer.stdout.readline() == "ready\n"
     for racer in racers:

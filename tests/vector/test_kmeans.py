@@ -189,9 +189,7 @@ def test_projection_is_inside_the_loop() -> None:
 
 def test_more_restarts_never_cost_and_more_iterations_never_cost() -> None:
     points = gauss(500, 4)
-    by_iterations = [
-        kmeans(points, 20, iterations=i, tolerance=0, generator=seeded()) for i in (0, 1, 5, 100)
-    ]
+    by_iterations = [kmeans(points, 20, iterations=i, tolerance=0, generator=seeded()) for i in (0, 1, 5, 100)]
     assert [run.inertia for run in by_iterations] == sorted((r.inertia for r in by_iterations), reverse=True)
     assert by_iterations[0].iterations == 0
     start = [points[10 * i : 10 * i + 20] for i in range(3)]
@@ -206,11 +204,7 @@ def test_chunks_and_threads_change_no_bit(kind: int) -> None:
     try:
         for threads, chunk_bytes in ((1, 1), (1, 1 << 30), (2, 32 << 20), (3, 32 << 20)):
             torch.set_num_threads(threads)
-            runs.append(
-                kmeans(
-                    points, 130, weights=weights, iterations=4, chunk_bytes=chunk_bytes, generator=seeded()
-                )
-            )
+            runs.append(kmeans(points, 130, weights=weights, iterations=4, chunk_bytes=chunk_bytes, generator=seeded()))
     finally:
         torch.set_num_threads(before)
     assert all(same(runs[0], run) for run in runs[1:])

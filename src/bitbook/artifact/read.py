@@ -176,9 +176,7 @@ def _parse(data: memoryview, max_elements: int | None) -> _File:
         raise CorruptArtifact("the checksum does not match: the file was altered after it was written")
     with _about("plan"):
         plan = _read_plan(metadata["plan"].encode())
-    room = _Room(
-        max(_FREE_ELEMENTS, _ELEMENTS_PER_BYTE * len(data)) if max_elements is None else max_elements
-    )
+    room = _Room(max(_FREE_ELEMENTS, _ELEMENTS_PER_BYTE * len(data)) if max_elements is None else max_elements)
     entries = list(_entries(index, plan, payload, room))
     for alias, name in plan.aliases.items():
         if alias in index or name not in index or INPUTS in (alias, name):
@@ -298,14 +296,8 @@ def _object(value: Any, what: str) -> dict[str, Any]:
 
 
 def _shape(value: Any) -> Shape:
-    if (
-        not isinstance(value, list)
-        or len(value) > _MOST_AXES
-        or any(type(n) is not int or n < 0 for n in value)
-    ):
-        raise CorruptArtifact(
-            f"{str(value)[:80]} is not a shape: at most {_MOST_AXES} whole numbers in a list"
-        )
+    if not isinstance(value, list) or len(value) > _MOST_AXES or any(type(n) is not int or n < 0 for n in value):
+        raise CorruptArtifact(f"{str(value)[:80]} is not a shape: at most {_MOST_AXES} whole numbers in a list")
     return tuple(value)
 
 
@@ -346,9 +338,7 @@ def _entries(index: Mapping[str, Any], plan: _Plan, payload: memoryview, room: _
     for name, claim in index.items():
         with _about(name):
             if not isinstance(claim, dict) or claim.keys() != {"data_offsets", "dtype", "shape"}:
-                raise CorruptArtifact(
-                    "its entry does not have 'data_offsets', 'dtype', 'shape' and no others"
-                )
+                raise CorruptArtifact("its entry does not have 'data_offsets', 'dtype', 'shape' and no others")
             if not isinstance(claim["dtype"], str) or claim["dtype"] not in DTYPES:
                 raise CorruptArtifact(f"its type {str(claim['dtype'])[:80]!r} is none of {', '.join(DTYPES)}")
             claims[name] = claim["dtype"], _shape(claim["shape"]), claim["data_offsets"]

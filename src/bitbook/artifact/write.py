@@ -43,9 +43,7 @@ def save(artifact: Artifact, path: str | os.PathLike[str], coder: Coder = Fixed(
     """Write a file, whole or not at all, and return its ledger; raises `PlanError` as `to_bytes` does."""
     data, ledger = to_bytes(artifact, coder)
     path = Path(path)
-    temporary = path.with_name(
-        f".{path.name}.{secrets.token_hex(4)}"
-    )  # renaming works within one folder only
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # renaming works within one folder only
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -113,13 +111,9 @@ def _entry(name: str, tensor: Quantized | Tensor, coder: Coder) -> _Entry:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _NAMES)
             raise PlanError(f"{name}: {tensor.dtype}, {tensor.layout} cannot be stored; use strided {known}")
         values = tensor.detach().cpu().contiguous().reshape(-1)
-        return _Entry(
-            _NAMES[tensor.dtype], tuple(tensor.shape), values.view(torch.uint8).numpy().tobytes(), False
-        )
+        return _Entry(_NAMES[tensor.dtype], tuple(tensor.shape), values.view(torch.uint8).numpy().tobytes(), False)
     streams = list(tensor.streams())
-    if isinstance(
-        tensor.recipe, Float
-    ):  # bit patterns of 16 and 32 bits pack to what the float type itself is
+    if isinstance(tensor.recipe, Float):  # bit patterns of 16 and 32 bits pack to what the float type itself is
         return _Entry(_NAMES[tensor.recipe.torch_dtype], tuple(tensor.shape), Fixed().encode(streams), False)
     if [stream.spec for stream in streams] != list(stream_specs(tensor.recipe, tensor.shape)):
         raise PlanError(f"{name}: {tensor.recipe!r} does not describe its side tensors as they are stored")
@@ -128,9 +122,7 @@ def _entry(name: str, tensor: Quantized | Tensor, coder: Coder) -> _Entry:
 
 def _plan(artifact: Artifact, coder: Coder) -> dict[str, Any]:
     """The plan as JSON, without what is empty or the default."""
-    quantized = {
-        n: t for n, t in sorted(artifact.tensors.items()) if isinstance(t, Quantized) and _is_coded(t)
-    }
+    quantized = {n: t for n, t in sorted(artifact.tensors.items()) if isinstance(t, Quantized) and _is_coded(t)}
     recipes, recipe_of = _numbered({name: t.recipe for name, t in quantized.items()}, recipe_to_json)
     activations, inputs = _numbered(
         {module: i.activation for module, i in sorted(artifact.inputs.items())}, lambda a: a.to_json()

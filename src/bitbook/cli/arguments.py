@@ -31,9 +31,7 @@ DATA_HELP = (
 )
 Holdout = Annotated[
     int | None,
-    typer.Option(
-        min=0, help="How many training examples are held out for validation.", show_default="one in ten"
-    ),
+    typer.Option(min=0, help="How many training examples are held out for validation.", show_default="one in ten"),
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Examples per batch.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

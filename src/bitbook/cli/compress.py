@@ -77,12 +77,8 @@ def compress(
         str | None,
         typer.Option(help="With --recipe: a recipe for the inputs of the same layers, such as 'Uniform(8)'."),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help=f"To measure accuracy, and to train on: {DATA_HELP}")
-    ] = None,
-    epochs: Annotated[
-        int, typer.Option(min=0, help="Epochs of quantization-aware training; needs --data.")
-    ] = 0,
+    data: Annotated[str | None, typer.Option(help=f"To measure accuracy, and to train on: {DATA_HELP}")] = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Epochs of quantization-aware training; needs --data.")] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     batch: Batch = 64,
     momentum: Annotated[float, typer.Option(min=0, help="Momentum.")] = 0.0,
@@ -186,9 +182,7 @@ def _plan(
         names = [name for name, w in model.named_parameters(remove_duplicate=False) if w.dim() >= 2]
         patterns = [escape(name) for name in names]
     if not patterns:
-        raise PlanError(
-            "no tensor of the model has two or more dimensions; name those to quantize with --layers"
-        )
+        raise PlanError("no tensor of the model has two or more dimensions; name those to quantize with --layers")
     modules = dict.fromkeys(escape(name.rpartition(".")[0]) for name in names) if inputs else {}
     activation = Activation(parse_recipe(inputs)) if inputs else None
     return Plan(dict.fromkeys(patterns, parsed), dict.fromkeys(modules, activation))
@@ -204,9 +198,7 @@ def _accuracies(before: nn.Module, after: nn.Module, measured: Mapping[str, Any]
     }
 
 
-def _rows(
-    model: nn.Module, plan: Plan, artifact: Artifact, stored: Mapping[str, Summary]
-) -> list[dict[str, Any]]:
+def _rows(model: nn.Module, plan: Plan, artifact: Artifact, stored: Mapping[str, Summary]) -> list[dict[str, Any]]:
     """What the file has of each tensor: bytes, and either the error of its weights or why it is dense."""
     from bitbook.quantizer import Quantized
 

@@ -83,9 +83,7 @@ def decompress(file: InputFile, output: Output) -> None:
         whole = Path(folder) / output.name
         save_file(state, whole)
         os.replace(whole, output)
-    typer.echo(
-        f"{output}: {len(state)} tensors, {output.stat().st_size:,} bytes (was {file.stat().st_size:,})"
-    )
+    typer.echo(f"{output}: {len(state)} tensors, {output.stat().st_size:,} bytes (was {file.stat().st_size:,})")
     if artifact.inputs:
         typer.echo(
             f"note: the file also quantizes the inputs of {', '.join(artifact.inputs)}, plain weights cannot",
@@ -128,6 +126,4 @@ def evaluate(
         size = {"file": str(file), "bytes": file.stat().st_size, "data": data, "split": split}
         print_json({**size, "examples": len(x), "accuracy": found.accuracy, "loss": found.loss})
         return
-    typer.echo(
-        f"{file}: {split} accuracy {found.accuracy:.2f} %, loss {found.loss:.4f} ({len(x):,} examples)"
-    )
+    typer.echo(f"{file}: {split} accuracy {found.accuracy:.2f} %, loss {found.loss:.4f} ({len(x):,} examples)")

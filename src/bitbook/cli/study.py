@@ -15,9 +15,7 @@ from bitbook.cli.show import print_table
 
 
 def study(
-    dataset: Annotated[
-        str, typer.Option(help="The grid: digits (a minute or two) or mnist (the whole experiment).")
-    ],
+    dataset: Annotated[str, typer.Option(help="The grid: digits (a minute or two) or mnist (the whole experiment).")],
     out: Annotated[
         Path | None,
         typer.Option(file_okay=False, help="Folder of everything written.", show_default="runs/DATASET"),
@@ -39,9 +37,7 @@ def study(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Report what there is although trials failed.")
     ] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run trials again that failed before.")
-    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed before.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
 ) -> None:
     """Run a study: many recipes, several seeds, and a report of file size against accuracy.

@@ -146,9 +146,7 @@ def _join_digits(codes: np.ndarray, alphabet: int, g: int) -> UInt64[np.ndarray,
     return words
 
 
-def _split_digits(
-    words: UInt64[np.ndarray, " words"], alphabet: int, g: int, count: int, name: str
-) -> np.ndarray:
+def _split_digits(words: UInt64[np.ndarray, " words"], alphabet: int, g: int, count: int, name: str) -> np.ndarray:
     """Undo `_join_digits`; raises `CorruptArtifact` for a number that has more digits than symbols."""
     if g == 1:
         return words

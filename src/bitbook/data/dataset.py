@@ -52,9 +52,7 @@ def split(dataset: Dataset, holdout: int, seed: int = 0) -> Split:
     """
     n = len(dataset.train_x)
     if not 0 <= holdout < n:
-        raise PlanError(
-            f"{dataset.name}: {holdout} of {n} training examples cannot be held out, 0 to {n - 1} can"
-        )
+        raise PlanError(f"{dataset.name}: {holdout} of {n} training examples cannot be held out, 0 to {n - 1} can")
     x, y = dataset.train_x, dataset.train_y
     if holdout == 0:
         return Split(x, y, x[:0], y[:0])  # without a copy

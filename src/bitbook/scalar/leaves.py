@@ -39,9 +39,7 @@ class Float(Quantizer):
     def layout(self, shape: Shape) -> tuple[StreamSpec, ...]:
         return (StreamSpec("bits", matrix_shape(shape), 1 << 8 * self.torch_dtype.itemsize),)
 
-    def encode(
-        self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         floating, integer = _TYPES[self.dtype]
         rounded = w.to(floating)
         if not rounded.isfinite().all():
@@ -75,9 +73,7 @@ class Integer(Quantizer):
     def layout(self, shape: Shape) -> tuple[StreamSpec, ...]:
         return (StreamSpec("codes", matrix_shape(shape), self.alphabet),)
 
-    def encode(
-        self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         whole = w.round().clamp(0, self.alphabet - 1)
         return {"codes": whole.to(code_dtype(self.alphabet)).reshape(matrix_shape(tuple(w.shape)))}
 

@@ -72,9 +72,7 @@ class Binary(Quantizer):
             raise PlanError(f"range={rule!r} does not fit {self!r}; use mean, minmax or absmax")
         return {"scale": scale.clamp_min(SMALLEST_SCALE)}
 
-    def encode(
-        self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
         return {"codes": (w >= 0).to(torch.uint8).reshape(grid.rows, grid.cols)}
 
@@ -162,9 +160,7 @@ class Ternary(Quantizer):
     def refresh(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Mapping[str, Tensor]:
         return self.fit(w, options=options)
 
-    def encode(
-        self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
         levels = _nearest(grid.tiles(w), side["scale"][:, None, :, None])
         return {"codes": grid.untile(levels + 1, (grid.rows, grid.cols)).to(torch.uint8)}

@@ -72,9 +72,7 @@ class Pruned(Quantizer):
             # A kept weight that is stored as zero costs a code for what the mask says for free.
             recipe = Pruned(max(nonzero, 1), self.values)
 
-    def encode(
-        self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         return {"mask": self._kept(w, importance)}
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:

@@ -125,9 +125,7 @@ class Uniform(Quantizer):
         scale = ((hi - lo) / (self.alphabet - 1)).clamp_min(SMALLEST_SCALE)
         return {"scale": scale, "zero_point": (-lo / scale).round().clamp(0, self.alphabet - 1)}
 
-    def encode(
-        self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
         scale, zero = _spread(side)
         steps = _divide(grid.tiles(w), scale).round_()

@@ -99,9 +99,10 @@ def write_document(results: Sequence[Result], folder: Path, *, name: str, comman
 
 
 def answers(results: Sequence[Result]) -> str:
-    """The answers alone, for the README."""
+    """The answers for the network that was trained longest, then tuned under its plans: for the README."""
     groups = grouped([p for p in points(results) if p.method != "source"])
-    return _answers(groups, _trained(groups)).partition("\n\n")[2]
+    main = _trained(groups)[0]
+    return _answers({main: groups[main]}, [main]).partition("\n\n")[2]
 
 
 def _trained(groups: Iterable[Group]) -> list[Group]:
@@ -297,9 +298,7 @@ def _comparisons(group: Group, ps: Sequence[Point]) -> str:
             low, high = s.saving.saving.accuracy_low, s.saving.saving.accuracy_high
             row |= {
                 "bytes saved, %": s.saving.saving.percent,
-                "95 % interval": ""
-                if math.isnan(s.saving.low)
-                else f"{s.saving.low:.1f} to {s.saving.high:.1f}",
+                "95 % interval": "" if math.isnan(s.saving.low) else f"{s.saving.low:.1f} to {s.saving.high:.1f}",
                 "accuracies": f"{low:.1f} – {high:.1f}",
             }
         rows.append(row)
@@ -320,9 +319,7 @@ def _comparisons(group: Group, ps: Sequence[Point]) -> str:
     ]
     parts = [f"## Method against method: {group}"]
     if rows:
-        said = (
-            "Bytes saved at equal test accuracy, mean over the accuracies that both reach (Bjøntegaard 2001):"
-        )
+        said = "Bytes saved at equal test accuracy, mean over the accuracies that both reach (Bjøntegaard 2001):"
         parts += [said, markdown_table(rows, list(rows[0]))]
     if equal:
         said = "Test accuracy at equal bytes, interpolated along each front; differences with 95 % intervals:"

@@ -168,9 +168,7 @@ def _start_worker(store: StudyStore, url: str, threads: int) -> _Worker:
         "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
     }
     log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-    )
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     return _Worker(name, process, log)
 
 
@@ -200,9 +198,7 @@ def _run_workers(store: StudyStore, url: str, count: int, progress: bool) -> Non
                         if not store.release(worker.name, killed_by=worker.how_it_died()):
                             idle_deaths += 1
                         if idle_deaths >= _MAX_IDLE_DEATHS:
-                            raise StudyError(
-                                f"{idle_deaths} workers died idle; the last: {worker.how_it_died()}"
-                            )
+                            raise StudyError(f"{idle_deaths} workers died idle; the last: {worker.how_it_died()}")
     except KeyboardInterrupt:
         print(
             f"stopped: {store.counts()['done']} of {sum(counts.values())} cells are done and stored; "
@@ -254,9 +250,7 @@ def _progress(before: Mapping[str, int], enabled: bool, every: float = 30.0) -> 
         return
     console = Console(stderr=True)
     if console.is_terminal:
-        with Progress(
-            TextColumn("study"), BarColumn(), TextColumn("{task.description}"), console=console
-        ) as bar:
+        with Progress(TextColumn("study"), BarColumn(), TextColumn("{task.description}"), console=console) as bar:
             task = bar.add_task("")
 
             def draw(counts: Mapping[str, int]) -> None:
@@ -310,9 +304,7 @@ def _describe(failures: list[dict[str, Any]], shown: int = 10) -> str:
     return "\n".join(lines)
 
 
-def work(
-    store: StudyStore, function: TrialFunction, worker: str, *, alive: Callable[[], bool] = lambda: True
-) -> int:
+def work(store: StudyStore, function: TrialFunction, worker: str, *, alive: Callable[[], bool] = lambda: True) -> int:
     """Run cells until none is waiting or running, or until `alive()` is false; returns how many were run.
 
     `alive` is asked between two cells. Cells that others run are waited for, since their workers may die.
@@ -374,17 +366,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--study", default="study", help="name of the study in the storage")
     parser.add_argument("--trial", required=True, help="its trial function, package.module:function")
-    parser.add_argument(
-        "--threads", type=int, help="threads of each trial (default: all cores of this process)"
-    )
+    parser.add_argument("--threads", type=int, help="threads of each trial (default: all cores of this process)")
     parser.add_argument("--heartbeat", type=int, default=15, help="seconds between signs of life")
-    parser.add_argument(
-        "--grace", type=int, default=60, help="seconds without one after which a worker is dead"
-    )
+    parser.add_argument("--grace", type=int, default=60, help="seconds without one after which a worker is dead")
     parser.add_argument("--worker", default="", help="name under which to take cells")
-    parser.add_argument(
-        "--parent", type=int, help="stop after the current trial once this is not our parent process"
-    )
+    parser.add_argument("--parent", type=int, help="stop after the current trial once this is not our parent process")
     given = parser.parse_args(arguments)
     if given.storage is None:
         parser.error(f"--storage or the variable {STORAGE_VARIABLE} must say where the study is")

@@ -107,9 +107,7 @@ def paired_bootstrap(
     resampled = ((drawn_images @ patterns.T) * drawn_seeds).sum(axis=1) / (seeds * images)
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     tail = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
-    return Difference(
-        float(difference.mean()), float(low), float(high), min(1.0, 2 * (tail + 1) / (repeats + 1))
-    )
+    return Difference(float(difference.mean()), float(low), float(high), min(1.0, 2 * (tail + 1) / (repeats + 1)))
 
 
 def pareto_front(points: Float[Array, "points 2"] | Sequence[Sequence[float]]) -> Int[Array, " front"]:
@@ -137,8 +135,7 @@ def at_equal_bytes(
         raise PlanError("sizes must be a list of positive numbers of bytes")
     fronts = [curve[pareto_front(curve)] for curve in (_curve(curve_a), _curve(curve_b))]
     on_a, on_b = (
-        np.interp(np.log(wanted), np.log(front[:, 0]), front[:, 1], left=np.nan, right=np.nan)
-        for front in fronts
+        np.interp(np.log(wanted), np.log(front[:, 0]), front[:, 1], left=np.nan, right=np.nan) for front in fronts
     )
     return on_a, on_b
 
@@ -159,8 +156,7 @@ def average_saving(curve_a: Float[Array, "points_a 2"], curve_b: Float[Array, "p
         return None
     interpolate = optional_import("scipy.interpolate", "study")
     log_a, log_b = (
-        float(interpolate.PchipInterpolator(front[:, 1], np.log(front[:, 0])).integrate(low, high))
-        / (high - low)
+        float(interpolate.PchipInterpolator(front[:, 1], np.log(front[:, 0])).integrate(low, high)) / (high - low)
         for front in fronts
     )
     return Saving(-100 * float(np.expm1(log_b - log_a)), low, high)

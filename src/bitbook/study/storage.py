@@ -69,9 +69,7 @@ def canonical_json(value: object) -> str:
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise StudyError(
-            f"a cell must be plain JSON (dict, list, str, finite number, bool, None): {error}"
-        ) from error
+        raise StudyError(f"a cell must be plain JSON (dict, list, str, finite number, bool, None): {error}") from error
 
 
 def cell_id(cell: Cell) -> str:
@@ -186,9 +184,7 @@ class StudyStore:
             study = StudyRow.find_by_name(name, session)
             row = study and StudyAttributeRow.find_by_study_and_key(study, "bitbook", session)
             if row is None:
-                raise StudyError(
-                    f"the storage holds no bitbook study named {name!r}; run the study to make it"
-                )
+                raise StudyError(f"the storage holds no bitbook study named {name!r}; run the study to make it")
             self._study_id: int = study.study_id
             found = json.loads(row.value_json)
         if found["format"] != FORMAT:
@@ -225,9 +221,7 @@ class StudyStore:
                 session.add(study)
                 session.flush()
                 for i, direction in enumerate((StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE)):
-                    session.add(
-                        models.StudyDirectionModel(study_id=study.study_id, objective=i, direction=direction)
-                    )
+                    session.add(models.StudyDirectionModel(study_id=study.study_id, objective=i, direction=direction))
                 for table, key, value in (
                     (StudyAttributeRow, "bitbook", fingerprint),
                     (models.StudySystemAttributeModel, "study:metric_names", ["bytes", "accuracy"]),
@@ -289,9 +283,7 @@ class StudyStore:
             _set(session, trial.trial_id, result=dict(result), seconds=round(claim.seconds, 3))
             for objective, value in enumerate(values):
                 stored, kind = ValueRow.value_to_stored_repr(value)
-                session.add(
-                    ValueRow(trial_id=trial.trial_id, objective=objective, value=stored, value_type=kind)
-                )
+                session.add(ValueRow(trial_id=trial.trial_id, objective=objective, value=stored, value_type=kind))
             _close(trial, TrialState.COMPLETE)
 
     def fail(self, claim: Claim, error: str) -> None:
@@ -323,9 +315,7 @@ class StudyStore:
             now = session.scalar(sqlalchemy.select(sqlalchemy.func.now()))
             assert now is not None
             now = now.replace(tzinfo=None)  # PostgreSQL's has a time zone, the column has none
-            query = self._trials(TrialState.RUNNING).join(
-                HeartbeatRow, HeartbeatRow.trial_id == TrialRow.trial_id
-            )
+            query = self._trials(TrialState.RUNNING).join(HeartbeatRow, HeartbeatRow.trial_id == TrialRow.trial_id)
             rows = session.execute(query.add_columns(HeartbeatRow.heartbeat))
             stale = [trial for trial, beat in rows if now - beat > self.grace]
             for trial in stale:
@@ -335,9 +325,7 @@ class StudyStore:
     def retry_failed(self) -> int:
         """Put every failed cell back into the queue; returns how many there were."""
         with self._locked() as session:
-            failed = [
-                trial_id for trial_id, state in self._newest(session).values() if state == TrialState.FAIL
-            ]
+            failed = [trial_id for trial_id, state in self._newest(session).values() if state == TrialState.FAIL]
             for trial_id in failed:
                 known = _attributes(session, trial_id)
                 self._add_waiting(session, {known["cell_id"]: known["cell"]}, kills=0)
@@ -405,8 +393,7 @@ class StudyStore:
         count = sqlalchemy.select(sqlalchemy.func.count()).where(TrialRow.study_id == self._study_id)
         number = session.scalar(count) or 0  # Optuna numbers a study's trials from 0, without gaps
         trials = [
-            TrialRow(study_id=self._study_id, number=number + i, state=TrialState.WAITING)
-            for i in range(len(cells))
+            TrialRow(study_id=self._study_id, number=number + i, state=TrialState.WAITING) for i in range(len(cells))
         ]
         session.add_all(trials)
         session.flush()

@@ -40,9 +40,7 @@ class Codebook(Quantizer):
         check_block(self.block)
         whole = type(self.size) is int and self.size >= 1
         if not whole and not (type(self.size) is float and 0 < self.size <= 1):
-            raise PlanError(
-                f"Codebook(size={self.size!r}): use a whole number of codewords, or a fraction in (0, 1]"
-            )
+            raise PlanError(f"Codebook(size={self.size!r}): use a whole number of codewords, or a fraction in (0, 1]")
 
     def resolve(self, shape: Shape, side: Mapping[str, Tensor] | None = None) -> Codebook:
         """A fraction becomes a number; never more codewords than blocks, or than the fit found distinct."""
@@ -93,9 +91,7 @@ class Codebook(Quantizer):
         ).centroids
         return {"centroids": _distinct(centroids, stored)}
 
-    def encode(
-        self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
         labels = assign(grid.split(w), side["centroids"], weights=_weights(grid, w, importance))
         return {"codes": labels.to(code_dtype(self._codewords)).reshape(grid.R, grid.C)}
@@ -108,9 +104,7 @@ class Codebook(Quantizer):
     @property
     def _codewords(self) -> int:
         if type(self.size) is not int:
-            raise PlanError(
-                f"{self!r} needs a shape to become a number of codewords; call resolve(shape) first"
-            )
+            raise PlanError(f"{self!r} needs a shape to become a number of codewords; call resolve(shape) first")
         return self.size
 
 

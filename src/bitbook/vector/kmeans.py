@@ -36,9 +36,7 @@ class Clustering:
     centroids: Float[Tensor, "k d"]  # float32; raw means, before any projection
     labels: Int[Tensor, " n"]  # nearest (projected) centroid, ties to the lowest index
     inertia: float  # weighted sum of squared distances to the (projected) centroids
-    iterations: (
-        int  # updates of the centroids in the winning restart, its loop with `project` if there is one
-    )
+    iterations: int  # updates of the centroids in the winning restart, its loop with `project` if there is one
 
 
 def kmeans(
