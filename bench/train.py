@@ -1,9 +1,9 @@
 """Training times: a whole trial against the literal pipeline, a quantization-aware step against a float step.
 
-Everything runs in one process. What is compared runs alternately, a ratio is taken between neighbours in time,
-and the median over the repetitions is reported with their minimum and maximum. One thread is timed by what the
-processor spends on it, so that other programs on a shared machine count little; several, by the clock. Without
-BITBOOK_DATA, random images of MNIST's shape stand in for it: no time depends on the pixels.
+Everything runs in one process. What is compared runs alternately, a ratio is taken between neighbours in time, and
+the median over the repetitions is reported with their minimum and maximum. One thread is timed by what the processor
+spends on it, so that other programs on a shared machine count little; several, by the clock. Without BITBOOK_DATA,
+random images of MNIST's shape stand in for it: no time depends on the pixels.
 
     python bench/train.py [--json PATH] [--quick] [--threads 1] [--epochs 1]
 """

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,18 @@ QUESTION_B = [
 CONTROLS = [("scalar", "narrow"), ("vectors-fused", "narrow"), ("pruned", "scalar")]
 
 
-def write_document(results: Sequence[Result], folder: Path, *, name: str, command: str) -> Path:
-    """Write `<name>.md`, `<name>.csv` and figures into `folder`; returns the document's path."""
+def write_document(
+    results: Sequence[Result],
+    folder: Path,
+    *,
+    name: str,
+    command: str,
+    missing: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write `<name>.md`, `<name>.csv` and figures into `folder`; returns the document's path.
+
+    missing: cells of the grid that have no result; the document says which.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(trial_rows(results), folder / f"{name}.csv")
     everything = points(results)
@@ -81,6 +92,7 @@ def write_document(results: Sequence[Result], folder: Path, *, name: str, comman
     source = [p for p in everything if p.method == "source"]
     trained = _trained(groups)
     text = [_head(results, groups, name, command)]
+    text += filter(None, [_missing(missing), _diverged(results)])
     if trained:
         text.append(_answers(groups, trained))
         size_accuracy(groups[trained[0]], folder / f"{name}-size-accuracy.svg")
@@ -126,6 +138,27 @@ validation part of the training data; the test set is read once per trial. Compa
 method, the points on its validation front; their intervals resample seeds (bootstrap).
 
 {counts}"""
+
+
+def _missing(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Which cells of the grid have not been run, by start."""
+    lines = []
+    for epochs in sorted({cell["start"]["epochs"] for cell in cells}):
+        there = [cell for cell in cells if cell["start"]["epochs"] == epochs]
+        methods = ", ".join(sorted({cell["method"] for cell in there}))
+        lines.append(f"- start of {epochs} epochs, {len(there):,} trials: {methods}")
+    return "\n".join(["Cells of the grid that **have not been run**:", "", *lines]) if lines else ""
+
+
+def _diverged(results: Sequence[Result]) -> str:
+    """Trainings that ended in NaN: how many of each recipe."""
+    counts = Counter(
+        f"{r['cell']['method']}, {r['cell']['recipe']} (start of {r['cell']['start']['epochs']} epochs)"
+        for r in results
+        if r["result"].get("diverged")
+    )
+    said = "; ".join(f"{recipe}: {count}" for recipe, count in sorted(counts.items()))
+    return f"Trainings that diverged, counted as one answer for every image: {said}." if said else ""
 
 
 def _seed_count(ps: Iterable[Point]) -> str:
@@ -374,14 +407,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--study", default=None, help="the study's name in its storage, if not the grid's")
     given = parser.parse_args(arguments)
     store = StudyStore(open_storage(given.run / "study.db"), given.study or given.grid)
-    wanted = {cell_id(cell) for cell in study_cells(given.grid, given.seeds)}
+    wanted = {cell_id(cell): cell for cell in study_cells(given.grid, given.seeds)}
     results = [record for record in store.results() if record["cell_id"] in wanted]
     store.close()
-    missing = len(wanted) - len(results)
+    done = {record["cell_id"] for record in results}
+    missing = [cell for identity, cell in wanted.items() if identity not in done]
     if missing:
-        print(f"{missing} of {len(wanted)} cells have no result yet; they are left out")
+        print(f"{len(missing)} of {len(wanted)} cells have no result; the document says which")
     command = "make results" if given.grid == "mnist" else f"bitbook study --dataset {given.grid}"
-    print(write_document(results, given.folder, name=given.grid, command=command))
+    print(write_document(results, given.folder, name=given.grid, command=command, missing=missing))
     if given.readme is not None:
         write_between(given.readme, README_BEGIN, README_END, answers(results))
 
