@@ -29,33 +29,37 @@ class ToTensor:
     def __call__(self, image: Image.Image) -> Float[Tensor, "1 rows cols"]:
         pixels = torch.from_numpy(np.array(image, np.uint8, copy=True))
         pixels = pixels.view(image.size[1], image.size[0], 1).permute(2, 0, 1).contiguous()
-        return pixels.to(torch.float32).div(255)
+        return pixels.to(torch.get_default_dtype()).div(255)
 
 
-class Normalize:
-    """Subtract the mean and divide by the standard deviation, per channel."""
+class Normalize(nn.Module):
+    """Subtract the mean and divide by the standard deviation, per channel; a module, as torchvision's is."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
         self.mean, self.std = mean, std
 
-    def __call__(self, image: Float[Tensor, "channels rows cols"]) -> Float[Tensor, "channels rows cols"]:
-        mean = torch.as_tensor(self.mean).view(-1, 1, 1)
-        std = torch.as_tensor(self.std).view(-1, 1, 1)
-        return image.clone().sub_(mean).div_(std)
+    def forward(self, image: Float[Tensor, "channels rows cols"]) -> Float[Tensor, "channels rows cols"]:
+        image = image.clone()
+        mean = torch.as_tensor(self.mean, dtype=image.dtype, device=image.device)
+        std = torch.as_tensor(self.std, dtype=image.dtype, device=image.device)
+        if (std == 0).any():  # torchvision looks each time, so the time counts
+            raise ValueError("a standard deviation is zero")
+        return image.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
 
 
 class Images(Dataset):
-    """Images and labels in memory; each access makes a PIL image and transforms it."""
+    """Images and labels in memory, as tensors; each access makes a PIL image and transforms it."""
 
     def __init__(self, images: UInt8[np.ndarray, "n rows cols"], labels: Int[Tensor, " n"]) -> None:
-        self.images, self.labels = images, labels
+        self.images, self.labels = torch.from_numpy(images), labels
         self.transforms = [ToTensor(), Normalize((0.5,), (0.5,))]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "1 rows cols"], int]:
-        image: Any = Image.fromarray(self.images[index])  # mode "L"
+        image: Any = Image.fromarray(self.images[index].numpy())  # mode "L"
         for transform in self.transforms:
             image = transform(image)
         return image, int(self.labels[index])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -50,9 +50,8 @@ class InputQuantizer(nn.Module):
         if self.collecting:
             self._collect(x)
             return x
-        with torch.no_grad():
-            side = self._side(x)
         flat = x.float().reshape(len(x) if x.dim() > 1 else 1, -1)
+        side = self._side(flat.detach())
         return self.activation.recipe.surrogate(flat, side, self.options).reshape(x.shape).to(x.dtype)
 
     def hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -77,13 +76,9 @@ class InputQuantizer(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.activation.recipe!r}, range={self.activation.range}"
 
-    def _side(self, x: Tensor) -> dict[str, Tensor]:
+    def _side(self, x: Tensor) -> Mapping[str, Tensor]:
         if self.activation.range == "batch":
-            lo, hi = torch.aminmax(x.float())
-            rule = self.options.range
-            needs_mean = rule == "mean" or (rule is None and not hasattr(self.activation.recipe, "bits"))
-            mean_abs = x.float().abs().mean() if needs_mean else lo
-            return self._from(lo.view(1, 1), hi.view(1, 1), mean_abs.view(1, 1))
+            return self.activation.recipe.refresh(x, {}, self.options)
         if self.activation.range == "running" and self.training and not self.stored:
             self._follow(x)
         return {name: quantized.decode() for name, quantized in self.freeze().items()}

@@ -101,12 +101,13 @@ class FakeQuantize(nn.Module):
 
     def forward(self) -> Tensor:
         """The tensor as the file would give it back, in the weight's own dtype."""
-        if self._exact and self.latent is not None and self.latent.dtype == torch.float32 == self.dtype:
-            return self.latent  # a scale as most are stored: asked for in every step
-        if self.latent is None:
+        latent = self.latent
+        if self._exact and latent is not None and latent.dtype == torch.float32 == self.dtype:
+            return latent  # a scale as most are stored: asked for in every step
+        if latent is None:
             value = self.recipe.decode(self.codes, self._side_values(), self.shape)
         else:
-            w = self.latent.float()
+            w = latent.float()
             side = self._refreshed(w) if self._refreshes else self._side_values()
             if self._code_names:
                 value = self._between_assignments(w, side)

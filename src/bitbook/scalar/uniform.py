@@ -113,7 +113,7 @@ class Uniform(Quantizer):
             raise PlanError(f"range={rule!r} does not fit {self!r}; use one of {', '.join(_RANGES)}")
         if self.symmetric:
             if rule == "minmax":
-                scale = (hi - lo) / (2 * self.q_max)
+                scale = (hi - lo).div_(2 * self.q_max)
             elif rule == "lsq":
                 scale = 2 * mean_abs / math.sqrt(self.q_max)
             else:
@@ -213,8 +213,8 @@ def masked(grad: Tensor, w: Tensor, scale: Tensor, low: Tensor | int, high: Tens
 
 def _bounds(scale: Tensor, low: Tensor | int, high: Tensor | int) -> tuple[float, float]:
     """The float32 numbers next to `[low · scale, high · scale]`: hardtanh passes no gradient at its bounds."""
-    s = np.float32(scale.item())
-    down, up = s * np.float32(low), s * np.float32(high)
+    s = scale.item()
+    down, up = np.float32(s * low), np.float32(s * high)
     return np.nextafter(down, -_INFINITY).item(), np.nextafter(up, _INFINITY).item()
 
 

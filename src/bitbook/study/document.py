@@ -92,7 +92,7 @@ def write_document(
     source = [p for p in everything if p.method == "source"]
     trained = _trained(groups)
     text = [_head(results, groups, name, command)]
-    text += filter(None, [_missing(missing), _diverged(results)])
+    text += filter(None, [_tuning(folder, name), _missing(missing), _diverged(results)])
     if trained:
         text.append(_answers(groups, trained))
         size_accuracy(groups[trained[0]], folder / f"{name}-size-accuracy.svg")
@@ -138,6 +138,17 @@ validation part of the training data; the test set is read once per trial. Compa
 method, the points on its validation front; their intervals resample seeds (bootstrap).
 
 {counts}"""
+
+
+def _tuning(folder: Path, name: str) -> str:
+    """Where the learning rates come from, if that study's table stands beside the document."""
+    table = f"{name}-tuning.csv"
+    if not (folder / table).exists():
+        return ""
+    return (
+        "Learning rates of the longer start's tuning, by kind of method, are those with the best validation accuracy "
+        f"of a seed that is not used here: [{table}]({table}), made by `bitbook study --dataset {name}-tuning`."
+    )
 
 
 def _missing(cells: Sequence[Mapping[str, Any]]) -> str:
