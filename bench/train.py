@@ -185,7 +185,8 @@ class Stopwatch:
 
 def time_trials(raw: Raw, epochs: int, repetitions: int, now: Now) -> list[Row]:
     few = Raw(raw.train[:640], raw.train_y[:640], raw.test[:64], raw.test_y[:64], raw.origin)
-    literal_trial(few, 1, now), our_trial(few, 1, now)  # warm up
+    literal_trial(few, 1, now)  # warm up
+    our_trial(few, 1, now)
     literals, ours = [], []
     for _ in range(repetitions):
         literals.append(literal_trial(raw, epochs, now))
