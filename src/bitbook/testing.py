@@ -268,7 +268,8 @@ def _check_permutation(q: Quantized, w: Tensor) -> None:
     side = {}
     for name, stored in q.side.items():
         value = stored.decode()
-        owned = value.numel() > 1 and tuple(value.shape) == (grid.R, grid.C)
+        # A codebook of as many codewords as rows of blocks has that shape, too, but belongs to no block.
+        owned = name != "centroids" and value.numel() > 1 and tuple(value.shape) == (grid.R, grid.C)
         side[name] = value.reshape(-1)[order].reshape(value.shape) if owned else value
     permuted = grid.join(grid.split(w.float())[order], q.shape)
     result = q.recipe.decode(q.recipe.encode(permuted, side), side, q.shape)
