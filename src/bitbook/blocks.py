@@ -87,7 +87,7 @@ class Grid:
         w = w.reshape(self.rows, self.cols)
         if self.padded:
             margin = (0, self.C * self.c - self.cols, 0, self.R * self.r - self.rows)
-            w = F.pad(w[None], margin, mode="replicate")[0] if fill == "edge" else F.pad(w, margin)
+            w = F.pad(w[None], margin, mode="replicate")[0] if fill == "edge" and w.numel() else F.pad(w, margin)
         return w.reshape(self.R, self.r, self.C, self.c)
 
     def untile(self, tiles: Shaped[Tensor, "R r C c"], shape: Shape) -> Tensor:
