@@ -32,8 +32,8 @@ import literal
 from bitbook import Activation, Binary, Codebook, FitOptions, Plan, Ternary, Training, Uniform, quantize_
 from bitbook.data import load_mnist
 from bitbook.data.mnist import pixels
+from bitbook.loop import evaluate, run_epochs
 from bitbook.models import build_model
-from bitbook.train import evaluate, train
 
 Now = Callable[[], float]
 """Seconds since any fixed moment."""
@@ -140,13 +140,13 @@ def our_trial(raw: Raw, epochs: int, now: Now) -> Parts:
     train_x, test_x = pixels(raw.train), pixels(raw.test)
     model, generator = build_model(MODEL, seed=0), Generator().manual_seed(0)
     parts.prepare = clock()
-    train(model, train_x, raw.train_y, Training(epochs, FLOAT_LR), generator=generator)
+    run_epochs(model, train_x, raw.train_y, Training(epochs, FLOAT_LR), generator=generator)
     parts.float_training = clock()
     evaluate(model, test_x, raw.test_y)
     parts.evaluation = clock()
     quantize_(model, FOUR_BITS)
     parts.prepare += clock()
-    train(model, train_x, raw.train_y, Training(epochs, TUNE_LR), generator=generator)
+    run_epochs(model, train_x, raw.train_y, Training(epochs, TUNE_LR), generator=generator)
     parts.tuning = clock()
     evaluate(model, test_x, raw.test_y)
     parts.evaluation += clock()
@@ -213,7 +213,7 @@ def time_steps(repetitions: int, steps: int, now: Now) -> list[Row]:
 
     def block(model: nn.Module) -> float:
         clock = Stopwatch(now)
-        train(model, x, y, Training(1, TUNE_LR), generator=generator)
+        run_epochs(model, x, y, Training(1, TUNE_LR), generator=generator)
         return clock() / steps
 
     rows = []

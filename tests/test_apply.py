@@ -29,8 +29,8 @@ from bitbook import (
     ledger,
     load,
     quantize_,
+    run_epochs,
     save,
-    train,
 )
 from bitbook.apply import restore
 from bitbook.artifact import from_bytes, to_bytes
@@ -114,7 +114,7 @@ def trained(make: Callable[[], nn.Module], plan: Plan, **arguments: Any) -> nn.M
     x, y = DATA[make]  # type: ignore[index]
     if any(a is not None and a.range == "calibrated" for a in plan.inputs.values()):
         calibrate(model, [x])
-    train(model, x, y, Training(epochs=2, lr=0.05, batch=16), generator=generator())
+    run_epochs(model, x, y, Training(epochs=2, lr=0.05, batch=16), generator=generator())
     return model.eval()
 
 
@@ -261,7 +261,7 @@ def test_an_artifact_does_not_change_while_the_model_trains_on() -> None:
     quantize_(model, Plan({"*.weight": Codebook(4, (1, 4))}), generator=generator())
     artifact = freeze(model)
     before = to_bytes(artifact)[0]
-    train(model, *DATA[mlp], Training(epochs=1, lr=0.5), generator=generator())
+    run_epochs(model, *DATA[mlp], Training(epochs=1, lr=0.5), generator=generator())
     assert to_bytes(artifact)[0] == before != to_bytes(freeze(model))[0]
 
 

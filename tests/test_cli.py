@@ -54,7 +54,7 @@ def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """A trained float model and the file of its weights."""
     model = build_model(MODEL, seed=0)
     training = bitbook.Training(8, 0.1, 32, 0.9)
-    bitbook.train(model, digits.train_x, digits.train_y, training, generator=torch.Generator().manual_seed(0))
+    bitbook.run_epochs(model, digits.train_x, digits.train_y, training, generator=torch.Generator().manual_seed(0))
     path = tmp_path_factory.mktemp("trained") / "m.pt"
     torch.save(model.state_dict(), path)
     return model.eval(), path

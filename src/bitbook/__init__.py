@@ -12,6 +12,9 @@ from bitbook.artifact import read as read
 from bitbook.artifact import read_ledger as read_ledger
 from bitbook.artifact import save as save
 from bitbook.inputs import calibrate as calibrate
+from bitbook.loop import Training as Training
+from bitbook.loop import evaluate as evaluate
+from bitbook.loop import run_epochs as run_epochs
 from bitbook.plan import Activation as Activation
 from bitbook.plan import Plan as Plan
 from bitbook.qat import FakeQuantize as FakeQuantize
@@ -20,15 +23,18 @@ from bitbook.quantizer import FitOptions as FitOptions
 from bitbook.quantizer import Quantized as Quantized
 from bitbook.quantizer import Quantizer as Quantizer
 from bitbook.quantizer import quantize as quantize
+from bitbook.rate.encoding import quantize_priced as quantize_priced
+from bitbook.rate.pricing import Pricing as Pricing
+from bitbook.rate.training import RateTraining as RateTraining
+from bitbook.rate.training import Trained as Trained
+from bitbook.rate.training import train as train
+from bitbook.scalar.ecsq import ECSQ as ECSQ
 from bitbook.scalar.leaves import Float as Float
 from bitbook.scalar.leaves import Integer as Integer
 from bitbook.scalar.levels import Binary as Binary
 from bitbook.scalar.levels import Ternary as Ternary
 from bitbook.scalar.pruned import Pruned as Pruned
 from bitbook.scalar.uniform import Uniform as Uniform
-from bitbook.train import Training as Training
-from bitbook.train import evaluate as evaluate
-from bitbook.train import train as train
 from bitbook.vector.codebook import Codebook as Codebook
 
 ledger = read_ledger

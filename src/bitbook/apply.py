@@ -18,11 +18,11 @@ from torch import Generator, Tensor, nn
 from bitbook.artifact import Artifact, QuantizedInput, read
 from bitbook.errors import ModelMismatch, PlanError, WeightError
 from bitbook.inputs import CALIBRATION_EXAMPLES, CHILD, InputQuantizer, calibrate, put_before, take_away
+from bitbook.loop import Training, run_epochs
 from bitbook.plan import Plan
 from bitbook.qat import FakeQuantize, Regime
 from bitbook.quantizer import FitOptions, Quantized, Quantizer
 from bitbook.slot import SLOTS, attach, detach, slots
-from bitbook.train import Training, train
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def compress(
     if needs_ranges and data is not None:
         calibrate(model, [data[0][:CALIBRATION_EXAMPLES]])
     if training is not None and data is not None:
-        train(model, *data, training, generator=generator)
+        run_epochs(model, *data, training, generator=generator)
     return freeze(model)
 
 

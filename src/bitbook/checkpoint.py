@@ -65,7 +65,7 @@ def load_weights(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
-            if "bitbook" in (file.metadata() or {}):
+            if "bitbook" in (file.metadata() or file.keys()):
                 raise CorruptArtifact(f"{path} is compressed already; first run 'bitbook decompress'")
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:

@@ -26,6 +26,10 @@ class ModelMismatch(BitbookError, ValueError):
     """A file and a model do not belong together: names or shapes differ."""
 
 
+class BudgetError(BitbookError, ValueError):
+    """No file within the budget of bytes could be made; the message says the smallest that was, and why."""
+
+
 class DataError(BitbookError, ValueError):
     """A data set is missing, incomplete, or fails its checksum."""
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast, get_args
 
 from bitbook.errors import PlanError
 from bitbook.quantizer import Quantizer, Range
+from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.leaves import Float, Integer
 from bitbook.scalar.levels import Binary, Ternary
 from bitbook.scalar.pruned import Pruned
@@ -23,7 +24,7 @@ from bitbook.scalar.uniform import Uniform
 from bitbook.vector.codebook import Codebook
 
 KINDS: Mapping[str, type[Quantizer]] = {
-    kind.__name__: kind for kind in (Float, Integer, Uniform, Binary, Ternary, Pruned, Codebook)
+    kind.__name__: kind for kind in (Float, Integer, Uniform, Binary, Ternary, Pruned, Codebook, ECSQ)
 }
 """Every quantizer that a plan or a file can name."""
 

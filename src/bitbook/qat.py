@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bitbook.errors import PlanError
-from bitbook.quantizer import FitOptions, Quantized, Quantizer, StraightThrough, checked, with_children
+from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, StraightThrough, checked, with_children
 from bitbook.scalar.leaves import Float, Integer
 
 
@@ -51,6 +51,8 @@ class FakeQuantize(nn.Module):
     """
 
     latent: Tensor | None
+    rounding: bool = True
+    """False lets the latent weight through as it is, for the smooth beginning of a training."""
 
     def __init__(
         self,
@@ -69,7 +71,8 @@ class FakeQuantize(nn.Module):
         fitted = recipe.fit(w, importance=importance, options=options, generator=generator)
         self.recipe = recipe.resolve(self.shape, fitted)
         frozen = regime.codes == "frozen" or (regime.codes is None and not recipe.trains_codes)
-        learned = frozen or regime.side == "learned" or (regime.side is None and not recipe.trains_codes)
+        habit = recipe.learns_side or not recipe.trains_codes
+        learned = frozen or regime.side == "learned" or (regime.side is None and habit)
         self._reassign_every, self._forwards = regime.reassign_every, 0
         below = recipe.child_options(options)
         self.side = nn.Module()  # a ModuleDict would refuse names such as "values"
@@ -107,17 +110,45 @@ class FakeQuantize(nn.Module):
         if latent is None:
             value = self.recipe.decode(self.codes, self._side_values(), self.shape)
         else:
+            if not self.rounding:
+                return latent
             w = latent.float()
             side = self._refreshed(w) if self._refreshes else self._side_values()
             if self._code_names:
                 value = self._between_assignments(w, side)
             else:
                 value = self.recipe.surrogate(w, side, self.options)
-        return value.to(self.dtype)
+        return value if value.dtype == self.dtype else value.to(self.dtype)
 
     @torch.no_grad()
-    def freeze(self) -> Quantized:
-        """What the last forward stood for, in compressed form."""
+    def refit_(self, options: FitOptions) -> None:
+        """Fit the side tensors to the latent weight as it is now; raises `PlanError` under frozen codes."""
+        if self.latent is None:
+            raise PlanError(f"{self.recipe!r}: frozen codes have no latent weight to fit side tensors to")
+        fitted = self.recipe.fit(checked(self.latent), options=options)
+        for name, source in self._sources():
+            if source.latent is None or source.latent.shape != fitted[name].shape:
+                raise PlanError(f"{self.recipe!r}: the fit of {name} no longer has the shape that is stored")
+            source.latent.copy_(fitted[name])
+
+    @property
+    def shares_side_tensors(self) -> bool:
+        """Whether all weights share all side tensors, so that their order does not matter."""
+        return all(source.shape[0] == 1 for _, source in self._sources())
+
+    def ladder(self) -> Tensor | None:
+        """The values of the magnitudes 1, 2, …, see `Quantizer.ladder`."""
+        return self.recipe.ladder({name: value.detach() for name, value in self._side_values().items()})
+
+    @torch.no_grad()
+    def freeze_codes(self) -> Tensor:
+        """The codes of the last forward, of a recipe with one stream, on their grid."""
+        (codes,) = self.freeze().codes.values()
+        return codes
+
+    @torch.no_grad()
+    def freeze(self, price: Price | None = None) -> Quantized:
+        """What the last forward stood for, in compressed form; with a price, codes that are worth their bits."""
         w = None if self.latent is None else checked(self.latent)
         if w is not None and self._refreshes:
             self._refreshed(w)
@@ -125,8 +156,9 @@ class FakeQuantize(nn.Module):
         codes: Mapping[str, Tensor] = self.codes
         if not codes:
             assert w is not None
-            codes = self.recipe.encode(w, {name: q.decode() for name, q in side.items()})
-        return Quantized(self.recipe, self.shape, codes, side)
+            values = {name: q.decode() for name, q in side.items()}
+            codes = self.recipe.encode(w, values) if price is None else self.recipe.encode_priced(w, values, price)
+        return Quantized(self.recipe.decoder(), self.shape, codes, side)
 
     def extra_repr(self) -> str:
         return f"{self.recipe!r}, shape={self.shape}"

@@ -14,15 +14,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from bitbook.blocks import Shape
-from bitbook.errors import WeightError
+from bitbook.errors import PlanError, WeightError
 
 Range = Literal["minmax", "absmax", "mse", "mean", "lsq"]
+LARGEST_CODE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class FitOptions:
     """Independent k-means runs, of which the best is kept."""
     iterations: int = 100
     """Most Lloyd iterations per run."""
+    step: float | None = None
+    """Distance of the levels of a quantizer without a bound; None takes its own default."""
 
 
 class Child(NamedTuple):
@@ -45,11 +48,16 @@ class Child(NamedTuple):
 
 
 class StreamSpec(NamedTuple):
-    """One stream of codes: integers in `[0, alphabet)`, laid out on a 2-d grid (the coder's context)."""
+    """One stream of codes: integers in `[0, alphabet)`, laid out on a 2-d grid (the coder's context).
+
+    Without an alphabet, None, codes are signed integers of at most `LARGEST_CODE` in size.
+    """
 
     name: str
     grid: tuple[int, int]
-    alphabet: int
+    alphabet: int | None
+    centre: int = 0
+    """The code that stands for zero, where codes are ordered around it."""
 
 
 class Stream(NamedTuple):
@@ -59,12 +67,35 @@ class Stream(NamedTuple):
     codes: Tensor
 
 
+class CodeBits(Protocol):
+    """What the codes of one stream cost."""
+
+    @property
+    def symbols(self) -> Tensor | None:
+        """Bits of each symbol, `(alphabet,)`, of codes without an order; they cost the same in every place."""
+        ...
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        """Bits of each of `codes`, which lie on the stream's grid."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Price:
+    """What codes cost an encoder, frozen for one pass: λ in squared error per bit, and the bits of each stream."""
+
+    lam: float
+    bits: Mapping[str, CodeBits]
+
+
 @dataclass(frozen=True, repr=False)
 class Quantizer(ABC):
     """A recipe, `ŵ = decode(encode(w, side), side)`.  Equal recipes are equal objects."""
 
     trains_codes = True
     """False where codes are fixed during training and the side tensors learn, as in a codebook."""
+    learns_side = False
+    """Whether side tensors learn beside latent weights, where the regime does not say."""
 
     # -- what the decoder needs ----------------------------------------------------------------
     @abstractmethod
@@ -87,6 +118,10 @@ class Quantizer(ABC):
         """The recipe with everything relative made absolute, first by the shape, then by the fit."""
         return self
 
+    def decoder(self) -> Quantizer:
+        """The recipe as a file states it, without what only an encoder needs."""
+        return self
+
     # -- what the encoder does -----------------------------------------------------------------
     def fit(
         self,
@@ -106,6 +141,22 @@ class Quantizer(ABC):
     @abstractmethod
     def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         """The codes for `w` given the side tensors exactly as the file gives them back."""
+
+    def encode_priced(
+        self, w: Tensor, side: Mapping[str, Tensor], price: Price, *, importance: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The codes with the least squared error (weighed by `importance`) plus λ · bits.
+
+        Raises `PlanError` where codes leave no such choice.
+        """
+        raise PlanError(f"{self!r} has no codes to choose among for their bits; use ECSQ, Uniform or Codebook")
+
+    def ladder(self, side: Mapping[str, Tensor]) -> Tensor | None:
+        """Ascending positive values of the magnitudes 1, 2, … of each block, `(blocks, magnitudes)`.
+
+        What a price on bits pushes weights down along; None where codes have no magnitude.
+        """
+        return None
 
     # -- what training sees --------------------------------------------------------------------
     def surrogate(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Tensor:
@@ -202,7 +253,7 @@ def quantize(
         for name, child in recipe.children(shape).items()
     }
     codes = recipe.encode(w, {name: q.decode() for name, q in side.items()}, importance=importance)
-    return Quantized(with_children(recipe, {n: q.recipe for n, q in side.items()}), shape, codes, side)
+    return Quantized(with_children(recipe.decoder(), {n: q.recipe for n, q in side.items()}), shape, codes, side)
 
 
 def quantize_side(recipe: Quantizer, value: Tensor, options: FitOptions) -> Quantized:
@@ -232,8 +283,8 @@ def checked(w: Tensor) -> Tensor:
     return w
 
 
-def code_dtype(alphabet: int) -> torch.dtype:
+def code_dtype(alphabet: int | None) -> torch.dtype:
     """The smallest dtype for codes of this alphabet that indexing and arithmetic support well."""
-    if alphabet <= 1 << 8:
+    if alphabet is not None and alphabet <= 1 << 8:
         return torch.uint8
-    return torch.int32 if alphabet <= 1 << 31 else torch.int64
+    return torch.int32 if alphabet is None or alphabet <= 1 << 31 else torch.int64

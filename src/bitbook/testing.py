@@ -28,12 +28,14 @@ from torch import Generator, Tensor, nn
 import bitbook
 from bitbook.artifact import Artifact, from_bytes, to_bytes
 from bitbook.blocks import Grid, Shape
+from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
-from bitbook.coding.fixed import packed_size
+from bitbook.coding.fixed import Fixed, packed_size
 from bitbook.errors import CorruptArtifact, PlanError, WeightError
 from bitbook.plan import recipe_from_json, recipe_to_json
 from bitbook.qat import FakeQuantize, Regime
 from bitbook.quantizer import (
+    LARGEST_CODE,
     FitOptions,
     Quantized,
     Quantizer,
@@ -225,9 +227,11 @@ def _check_streams(q: Quantized) -> None:
     specs = list(stream_specs(q.recipe, q.shape))
     streams = list(q.streams())
     _law([s.spec for s in streams] == specs, q.recipe, "its streams are not those of stream_specs")
-    for (name, grid, alphabet), codes in streams:
+    for (name, grid, alphabet, _), codes in streams:
         _law(tuple(codes.shape) == grid, q.recipe, f"the codes of {name} do not lie on their grid {grid}")
         _law(codes.dtype == code_dtype(alphabet), q.recipe, f"the codes of {name} are {codes.dtype}")
+        if alphabet is None:
+            continue
         low, high = int(codes.min()), int(codes.max())
         _law(low >= 0 and high < alphabet, q.recipe, f"the codes of {name}, {low} to {high}, leave [0, {alphabet})")
     rebuilt = assemble(q.recipe, q.shape, iter([s.codes for s in streams]))
@@ -235,15 +239,19 @@ def _check_streams(q: Quantized) -> None:
 
 
 def _check_bytes(q: Quantized, decoded: Tensor) -> None:
-    data, ledger = to_bytes(Artifact({"w": q}))
+    specs = list(stream_specs(q.recipe, q.shape))
+    bounded = all(spec.alphabet is not None for spec in specs)
+    coder = Fixed() if bounded else Smallest()
+    data, ledger = to_bytes(Artifact({"w": q}), coder)
     _law(ledger.total == len(data), q.recipe, f"the ledger says {ledger.total} bytes, the file has {len(data)}")
-    promised = sum(packed_size(spec.alphabet, math.prod(spec.grid)) for spec in stream_specs(q.recipe, q.shape))
-    written = ledger.by_tensor().get("w", 0)
-    _law(written == promised, q.recipe, f"the layout promises {promised} bytes, the file has {written}")
+    if bounded:
+        promised = sum(packed_size(spec.alphabet or 1, math.prod(spec.grid)) for spec in specs)
+        written = ledger.by_tensor().get("w", 0)
+        _law(written == promised, q.recipe, f"the layout promises {promised} bytes, the file has {written}")
     _law(ledger.weights == math.prod(q.shape), q.recipe, f"the ledger counts {ledger.weights} weights")
     stored = from_bytes(data)
     _law(_same_bits(stored.decode("w").float(), decoded), q.recipe, "the file decodes to other weights")
-    _law(to_bytes(stored)[0] == data, q.recipe, "written again, the file has other bytes")
+    _law(to_bytes(stored, coder)[0] == data, q.recipe, "written again, the file has other bytes")
 
 
 def _check_frozen(source: FakeQuantize, value: Tensor, who: str) -> None:
@@ -271,6 +279,8 @@ def _check_permutation(q: Quantized, w: Tensor) -> None:
         # A codebook of as many codewords as rows of blocks has that shape, too, but belongs to no block.
         owned = name != "centroids" and value.numel() > 1 and tuple(value.shape) == (grid.R, grid.C)
         side[name] = value.reshape(-1)[order].reshape(value.shape) if owned else value
+        if name == "points" and len(value) == len(order):  # a row for each block
+            side[name] = value[order]
     permuted = grid.join(grid.split(w.float())[order], q.shape)
     result = q.recipe.decode(q.recipe.encode(permuted, side), side, q.shape)
     expected = grid.join(grid.split(q.decode())[order], q.shape)
@@ -317,7 +327,7 @@ def _same_streams(a: Quantized, b: Quantized) -> bool:
 def check_coder(
     coder: Coder,
     *,
-    alphabets: Sequence[int] = (1, 2, 3, 5, 15, 16, 17, 255, 256, 257, 4095, 65_535, 65_536, 1 << 32),
+    alphabets: Sequence[int | None] = (1, 2, 3, 5, 15, 16, 17, 255, 256, 257, 4095, 65_535, 65_536, 1 << 32),
     lengths: Sequence[int] = (0, 1, 2, 7, 300),
     most_bytes: Callable[[Stream], float] | None = None,
 ) -> None:
@@ -337,7 +347,8 @@ def check_coder(
                 stream = _stream(alphabet, length, skew, generator)
                 data = _round_trip(coder, [stream])
                 bits, entropy = 8 * len(data), _entropy(stream.codes)
-                _law(bits >= entropy - 1e-6, coder, f"{stream.spec} took {bits} bits, below its entropy {entropy:.1f}")
+                # The lengths of streams and bytes are known, which says a little; saving n bits is luck of 2^-n.
+                _law(bits >= entropy - 24, coder, f"{stream.spec} took {bits} bits, below its entropy {entropy:.1f}")
                 if most_bytes is not None:
                     most = most_bytes(stream)
                     _law(len(data) <= most, coder, f"{stream.spec} ({skew}) took {len(data)} bytes, more than {most}")
@@ -346,7 +357,7 @@ def check_coder(
     _law(coder.encode([]) == b"" and coder.decode(b"", []) == [], coder, "no streams are not no bytes")
     _check_damage(coder, [_stream(alphabet, 20, "uniform", generator) for alphabet in alphabets])
     for alphabet in alphabets:
-        if alphabet < 1 << 32:
+        if alphabet is None or alphabet < 1 << 32:
             over = _stream(alphabet, 3, "last", generator)
             over = Stream(over.spec, (over.codes.long() + 1))
             _refuses(lambda s=over: coder.encode([s]), PlanError, "", coder)
@@ -371,29 +382,35 @@ def _round_trip(coder: Coder, streams: Sequence[Stream]) -> bytes:
 def _check_damage(coder: Coder, streams: Sequence[Stream]) -> None:
     data = coder.encode(streams)
     specs = [stream.spec for stream in streams]
-    for broken in (data[:-1], data[1:], data + b"\0", b""):
-        _refuses(lambda b=broken: coder.decode(b, specs), CorruptArtifact, "", coder)
-    for at in range(len(data)):
-        flipped = bytearray(data)
-        flipped[at] ^= 1 << at % 8
+    _refuses(lambda: coder.decode(data + b"\0", specs), CorruptArtifact, "", coder)
+    places = range(0, len(data), -(-len(data) // 100))
+    flips = (data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :] for at in places)
+    for broken in (data[:-1], data[1:], b"", *flips):
         try:
-            codes = coder.decode(bytes(flipped), specs)
+            codes = coder.decode(broken, specs)
         except CorruptArtifact:
             continue
-        # Other codes then; the file's checksum is what finds those. But never two spellings of one thing.
-        again = coder.encode([Stream(spec, stream) for spec, stream in zip(specs, codes, strict=True)])
-        _law(again == bytes(flipped), coder, f"a flip in byte {at} gives codes that are written in other bytes")
+        # Other codes then, for dense coders of any bytes; the file's checksum is what finds those.
+        _law(not all(torch.equal(a, b.codes) for a, b in zip(codes, streams, strict=True)), coder, "damage is not seen")
+        again = coder.decode(coder.encode([Stream(*pair) for pair in zip(specs, codes, strict=True)]), specs)
+        _law(all(map(torch.equal, again, codes)), coder, "what damaged bytes decode to does not come back")
 
 
-def _stream(alphabet: int, length: int, skew: str, generator: Generator) -> Stream:
+def _stream(alphabet: int | None, length: int, skew: str, generator: Generator) -> Stream:
+    """A stream of two rows where the length is even; an odd alphabet has its zero in the middle."""
+    size = 2 * LARGEST_CODE + 1 if alphabet is None else alphabet
     if skew in ("first", "last"):
-        codes = torch.full((length,), 0 if skew == "first" else alphabet - 1, dtype=torch.int64)
+        codes = torch.full((length,), 0 if skew == "first" else size - 1, dtype=torch.int64)
     else:
         share = torch.rand(length, generator=generator, dtype=torch.float64)
-        codes = ((share**8 if skew == "skewed" else share) * alphabet).long().clamp_max(alphabet - 1)
+        codes = ((share**8 if skew == "skewed" else share) * size).long().clamp_max(size - 1)
+    if alphabet is None:
+        codes -= LARGEST_CODE
     rows = 2 if length % 2 == 0 else 1
     grid = (rows, length // rows)
-    return Stream(StreamSpec("codes", grid, alphabet), codes.to(code_dtype(alphabet)).reshape(grid))
+    centre = 0 if alphabet is None or alphabet % 2 == 0 or alphabet > 255 else alphabet // 2
+    spec = StreamSpec("codes", grid, alphabet, centre)
+    return Stream(spec, codes.to(code_dtype(alphabet)).reshape(grid))
 
 
 def _entropy(codes: Tensor) -> float:

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load as stock_load
-from tests.golden.make import contents, counted
+from tests.golden.make import contents, counted, golden
 from torch import Tensor
 
-from bitbook.artifact import Artifact, Ledger, QuantizedInput, from_bytes, read, read_ledger, save, to_bytes
+from bitbook.artifact import Artifact, Layout, Ledger, QuantizedInput, from_bytes, read, read_ledger, save, to_bytes
 from bitbook.artifact.ledger import HEADER
+from bitbook.coding.fixed import Fixed
 from bitbook.errors import ModelMismatch, PlanError
 from bitbook.models import mlp
 from bitbook.plan import Activation
@@ -52,25 +53,39 @@ DENSE = (
 
 
 def everything() -> Artifact:
-    return contents()["format1-scalar.safetensors"]
+    return contents()["scalar"]
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
+layouts = pytest.mark.parametrize("layout", ["one", "per-tensor"])
+
+
 def check(artifact: Artifact) -> Ledger:
     """What holds for every artifact: exact content, a closed ledger, and a file that others open."""
-    data, ledger = to_bytes(artifact)
+    check_layout(artifact, "per-tensor")
+    return check_layout(artifact, "one")
+
+
+def check_layout(artifact: Artifact, layout: Layout) -> Ledger:
+    data, ledger = to_bytes(artifact, layout=layout)
     found = from_bytes(data)
     want, got = artifact.state_dict(), found.state_dict()
     assert want.keys() == got.keys()
     for name in want:
         assert equal(got[name].to(want[name].dtype), want[name]), name
+    assert found.aliases == artifact.aliases
+    assert {m: i.activation for m, i in found.inputs.items()} == {m: i.activation for m, i in artifact.inputs.items()}
     assert ledger.total == len(data) == sum(ledger.by_tensor().values()) == sum(ledger.by_part().values())
     assert ledger.weights == sum(tensor.numel() for name, tensor in want.items() if name not in artifact.aliases)
-    assert to_bytes(found) == (data, ledger)
+    assert to_bytes(found, layout=layout) == (data, ledger)
     stock = stock_load(data)
+    if layout == "one":
+        assert list(stock) == ["bitbook"]
+        assert stock["bitbook"].dtype == torch.uint8
+        return ledger
     for name, tensor in artifact.tensors.items():
         if isinstance(tensor, Tensor):
             assert equal(stock[name], tensor)
@@ -110,15 +125,16 @@ def test_views_and_parameters_are_stored_by_value() -> None:
     assert equal(found.decode("p"), w[:, 1])
 
 
-def test_inputs_and_aliases() -> None:
+@layouts
+def test_inputs_and_aliases(layout: Layout) -> None:
     check(everything())
-    found = from_bytes(to_bytes(everything())[0])
+    found = from_bytes(to_bytes(everything(), Fixed(), layout)[0])
     assert found.inputs["fc1"].activation == Activation(Uniform(8))
     assert found.inputs["fc1"].side == {}
     assert found.inputs["fc2"].side["scale"].decode().item() == 1 / 8
     state = found.state_dict()
     assert state["decoder.weight"] is state["fc1.weight"]
-    rows = [row for row in to_bytes(everything())[1].rows if row.tensor == "fc2"]
+    rows = [row for row in to_bytes(everything(), Fixed(), layout)[1].rows if row.tensor == "fc2"]
     assert [(row.part, row.bytes, row.weights) for row in rows] == [
         ("input.scale.bits", 4, 0),
         ("input.zero_point.codes", 1, 0),
@@ -135,9 +151,10 @@ def test_four_bits_cost_what_they_should() -> None:
     tensors: dict[str, Quantized | Tensor] = {
         name: quantize(Uniform(4), p) if p.ndim == 2 else p for name, p in model.named_parameters()
     }
-    data, ledger = to_bytes(Artifact(tensors))
-    assert len(data) <= 54_800
+    data, ledger = to_bytes(Artifact(tensors), Fixed(), "per-tensor")
+    assert len(data) == 54_780
     assert ledger.by_tensor()[HEADER] <= 700
+    assert to_bytes(Artifact(tensors), Fixed(), "one")[1].by_tensor()[HEADER] <= 120
     assert ledger.weights == 109_386
     assert ledger.bits_per_weight == pytest.approx(8 * len(data) / 109_386)
     by_part = ledger.by_part()
@@ -161,24 +178,24 @@ def test_ledger_as_json() -> None:
 # -- the same content, the same bytes ----------------------------------------------------------
 
 
-def test_order_does_not_matter() -> None:
+@layouts
+def test_order_does_not_matter(layout: Layout) -> None:
     one = everything()
     other = Artifact(
         dict(reversed(one.tensors.items())),
         dict(reversed(one.inputs.items())),
         dict(reversed(one.aliases.items())),
     )
-    assert to_bytes(one) == to_bytes(other)
+    assert to_bytes(one, layout=layout) == to_bytes(other, layout=layout)
 
 
 def test_another_process_writes_the_same() -> None:
     code = (
         "import sys\n"
-        "from bitbook.artifact import to_bytes\n"
-        "from tests.golden.make import contents\n"
-        "for artifact in contents().values(): sys.stdout.buffer.write(to_bytes(artifact)[0])\n"
+        "from tests.golden.make import golden\n"
+        "for file in golden().values(): sys.stdout.buffer.write(file.to_bytes())\n"
     )
-    expected = b"".join(to_bytes(artifact)[0] for artifact in contents().values())
+    expected = b"".join(file.to_bytes() for file in golden().values())
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join([".", *sys.path])}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
     assert result.stdout == expected
@@ -187,18 +204,37 @@ def test_another_process_writes_the_same() -> None:
 # -- on disk -----------------------------------------------------------------------------------
 
 
-def test_save_read_and_ledger(tmp_path: Path) -> None:
+@layouts
+def test_save_read_and_ledger(tmp_path: Path, layout: Layout) -> None:
     path = tmp_path / "model.safetensors"
-    ledger = save(everything(), path)
+    ledger = save(everything(), path, layout=layout)
     assert ledger.total == path.stat().st_size
     assert read_ledger(path) == ledger
-    assert to_bytes(read(path))[0] == path.read_bytes()
+    assert to_bytes(read(path), layout=layout)[0] == path.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     with safetensors.safe_open(path, "pt") as stock:
         metadata = stock.metadata()
-        assert set(stock.keys()) == everything().tensors.keys() | {"__inputs__"}
-    assert metadata is not None
-    assert metadata["bitbook"] == "1"
+        names = set(stock.keys())
+    if layout == "one":
+        assert (names, metadata) == ({"bitbook"}, None)
+    else:
+        assert names == everything().tensors.keys() | {"__inputs__"}
+        assert metadata is not None
+        assert metadata["bitbook"] == "1"
+
+
+def test_small_models_are_one_entry_and_large_ones_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (Artifact({"w": counted(Codebook(1, (-1, 1)), (2, n))}) for n in (5, 6))
+    monkeypatch.setattr("bitbook.artifact.write.LARGE", 12)
+    assert to_bytes(small) == to_bytes(small, layout="one")
+    assert to_bytes(large) == to_bytes(large, layout="per-tensor") != to_bytes(large, layout="one")
+
+
+def test_names_too_long_for_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = Artifact({f"{i:06d}": torch.zeros(0) for i in range(60_000)})
+    with pytest.raises(PlanError, match="cannot be coded"):
+        to_bytes(artifact, layout="one")
+    assert len(stock_load(to_bytes(artifact)[0])) == 60_000
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,9 +301,15 @@ def test_names_that_cannot_be(names: list[str], aliases: dict[str, str], reason:
         Artifact(dict.fromkeys(names, torch.zeros(1)), aliases=aliases)
 
 
-def test_a_coder_that_a_file_cannot_name() -> None:
+@layouts
+def test_a_coder_that_a_file_cannot_name(layout: Layout) -> None:
     with pytest.raises(PlanError, match="cannot name the coder"):
-        to_bytes(Artifact({}), coder=object())  # pyright: ignore[reportArgumentType]
+        to_bytes(Artifact({}), object(), layout)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_layout_that_does_not_exist() -> None:
+    with pytest.raises(PlanError, match=r"layout='two': use one of one, per-tensor"):
+        to_bytes(Artifact({}), layout="two")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_name_that_is_not_there() -> None:

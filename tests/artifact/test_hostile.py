@@ -1,11 +1,10 @@
-"""Attacks on the file.  The checksum finds accidents; an attacker signs, and so do the attacks here."""
+"""Attacks on files of format 1.  The checksum finds accidents; an attacker signs, and so do the attacks here."""
 
 from __future__ import annotations
 
 import json
 import time
 import tracemalloc
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save as stock_save
+from tests.artifact.forge import Json, closed, opened, signed, text_of
 from tests.golden.make import contents, counted
 
 from bitbook.artifact import Artifact, from_bytes, read, read_ledger, to_bytes
 from bitbook.artifact.read import ledger_from_bytes
+from bitbook.coding.fixed import Fixed
 from bitbook.errors import CorruptArtifact
 from bitbook.scalar.uniform import Uniform
 from bitbook.vector.codebook import Codebook
-
-Json = Any
 
 
 def small() -> bytes:
@@ -34,38 +33,15 @@ def small() -> bytes:
         "bias": torch.ones(2),
         "mask": torch.tensor([True, False]),
     }
-    return to_bytes(Artifact(tensors, aliases={"tied": "fc"}))[0]
+    return per_tensor(Artifact(tensors, aliases={"tied": "fc"}))
+
+
+def per_tensor(artifact: Artifact) -> bytes:
+    """A file of format 1, which the attacks of this module are on."""
+    return to_bytes(artifact, Fixed(), "per-tensor")[0]
 
 
 SMALL = small()
-
-
-def text_of(value: Json) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode("utf-8", "surrogatepass")
-
-
-def signed(text: bytes, payload: bytes) -> bytes:
-    """A file of this header text, with its checksum put right."""
-    text = text.ljust(-(-len(text) // 8) * 8)
-    zeroed = text
-    start = text.find(b'"crc32":"') + 9
-    if start > 8:
-        zeroed = text[:start] + b"0" * 8 + text[start + 8 :]
-        crc = zlib.crc32(len(text).to_bytes(8, "little") + zeroed + payload)
-        text = text[:start] + f"{crc:08x}".encode() + text[start + 8 :]
-    return len(text).to_bytes(8, "little") + text + payload
-
-
-def opened(data: bytes) -> tuple[Json, Json, bytes]:
-    """Header, plan, payload."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    return header, json.loads(header["__metadata__"]["plan"]), data[end:]
-
-
-def closed(header: Json, plan: Json, payload: bytes) -> bytes:
-    header["__metadata__"]["plan"] = text_of(plan).decode()
-    return signed(text_of(header), payload)
 
 
 def altered(change: Callable[[Json, Json], None], payload: bytes | None = None, data: bytes = SMALL) -> bytes:
@@ -92,7 +68,7 @@ def test_signing_is_the_formats() -> None:
 # -- accidents ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", [SMALL, to_bytes(contents()["format1-scalar.safetensors"])[0]])
+@pytest.mark.parametrize("data", [SMALL, per_tensor(contents()["scalar"])])
 def test_every_flipped_bit_is_found(data: bytes) -> None:
     flipped = bytearray(data)
     for position in range(len(data)):
@@ -155,7 +131,8 @@ def test_a_plain_safetensors_file_is_told_apart() -> None:
 @pytest.mark.parametrize(
     ("version", "reason"),
     [
-        ("2", "newer bitbook, in format 2"),
+        ("3", "newer bitbook, in format 3"),
+        ("2", "unknown format version '2'"),
         ("999", "newer"),
         ("0", "unknown"),
         ("01", "unknown"),
@@ -442,7 +419,7 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-WHOLE = to_bytes(contents()["format1-scalar.safetensors"])[0]
+WHOLE = per_tensor(contents()["scalar"])
 
 
 def spots(value: Json) -> list[tuple[Json, Any]]:
@@ -470,7 +447,7 @@ def test_random_headers_are_content_or_corrupt(data: st.DataObject) -> None:
     except CorruptArtifact:
         return
     artifact.state_dict()
-    assert to_bytes(artifact)[0] == file  # one content, one file
+    assert per_tensor(artifact) == file  # one content, one file
 
 
 @given(st.binary(max_size=200))

@@ -13,8 +13,8 @@ from bench import literal
 from bitbook import Activation, Binary, Codebook, FitOptions, Plan, Quantizer, Training, Uniform, quantize_
 from bitbook.data import Dataset
 from bitbook.data.mnist import pixels
+from bitbook.loop import evaluate, run_epochs
 from bitbook.models import build_model
-from bitbook.train import evaluate, train
 from bitbook.vector.kmeans import kmeans
 
 ROWS = (1, -1)
@@ -40,7 +40,7 @@ def batches(data: Dataset, count: int) -> list[tuple[Tensor, Tensor]]:
 def trained(digits: Dataset) -> nn.Module:
     """A float MLP trained on digits; shared, so to be copied before it is changed."""
     model = build_model(MODEL, seed=0)
-    train(model, digits.train_x, digits.train_y, Training(20, 0.1), generator=torch.Generator().manual_seed(0))
+    run_epochs(model, digits.train_x, digits.train_y, Training(20, 0.1), generator=torch.Generator().manual_seed(0))
     return model
 
 
@@ -141,7 +141,7 @@ def test_our_training_loop_is_the_literal_one(digits: Dataset) -> None:
     order = torch.randperm(len(digits.train_x), generator=torch.Generator().manual_seed(5))
     loaded = [(digits.train_x[batch], digits.train_y[batch]) for batch in order.split(64)]
     generator = torch.Generator().manual_seed(5)
-    losses = train(ours, digits.train_x, digits.train_y, Training(1, 0.1), generator=generator)
+    losses = run_epochs(ours, digits.train_x, digits.train_y, Training(1, 0.1), generator=generator)
     assert losses == pytest.approx(literal.train(theirs, loaded, lr=0.1, epochs=1), rel=1e-5)
     torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()), rtol=1e-4, atol=1e-6)
     tests = list(zip(digits.test_x.split(64), digits.test_y.split(64), strict=True))

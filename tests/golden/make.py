@@ -8,13 +8,18 @@ Files that exist are left alone: a released format never changes.  A new format 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from bitbook.artifact import Artifact, QuantizedInput, save
+from bitbook.artifact import Artifact, Layout, QuantizedInput, save, to_bytes
 from bitbook.blocks import Shape
+from bitbook.coding.choose import Smallest
+from bitbook.coding.coder import Coder
+from bitbook.coding.fixed import Fixed
 from bitbook.plan import Activation
 from bitbook.quantizer import Quantized, Quantizer, code_dtype
+from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.leaves import Float
 from bitbook.scalar.levels import Binary, Ternary
 from bitbook.scalar.uniform import Uniform
@@ -24,7 +29,7 @@ HERE = Path(__file__).parent
 
 
 def counted(recipe: Quantizer, shape: Shape) -> Quantized:
-    """Codes 3, 10, 17, … modulo the alphabet; floats 1/8, 2/8, 3/8, …, which every float type holds."""
+    """Codes 3, 10, 17, … modulo the alphabet, or within ±7; floats 1/8, 2/8, 3/8, …, which every float type holds."""
     side = {name: counted(child.recipe, child.shape) for name, child in recipe.children(shape).items()}
     codes = {}
     for spec in recipe.layout(shape):
@@ -32,12 +37,35 @@ def counted(recipe: Quantizer, shape: Shape) -> Quantized:
         if isinstance(recipe, Float):
             codes |= recipe.encode(((count + 1) / 8).reshape(shape), {})
         else:
-            codes[spec.name] = ((3 + 7 * count) % spec.alphabet).to(code_dtype(spec.alphabet)).reshape(spec.grid)
+            numbers = (3 + 7 * count) % spec.alphabet if spec.alphabet else (3 + 7 * count) % 15 - 7
+            codes[spec.name] = numbers.to(code_dtype(spec.alphabet)).reshape(spec.grid)
     return Quantized(recipe, shape, codes, side)
 
 
+class Golden(NamedTuple):
+    """What a golden file holds, and how it is written."""
+
+    artifact: Artifact
+    coder: Coder
+    layout: Layout
+
+    def to_bytes(self) -> bytes:
+        return to_bytes(*self)[0]
+
+
+def golden() -> dict[str, Golden]:
+    """Every golden file by its name."""
+    files = {
+        f"format{number}-{name}.safetensors": Golden(artifact, Fixed(), layout)
+        for name, artifact in contents().items()
+        for number, layout in ((1, "per-tensor"), (2, "one"))
+    }
+    whole = Artifact({"fc.weight": counted(ECSQ(2), (20, 30)), "fc.bias": counted(ECSQ(), (20,))})
+    return files | {"format2-whole.safetensors": Golden(whole, Smallest(), "one")}
+
+
 def contents() -> dict[str, Artifact]:
-    """What each golden file holds, by the name of the file."""
+    """One model of scalar and dense tensors, inputs and aliases, and one of codebooks."""
     scalar = Artifact(
         tensors={
             "fc1.weight": counted(Uniform(4), (6, 5)),
@@ -67,12 +95,12 @@ def contents() -> dict[str, Artifact]:
             "padded.weight": counted(Codebook(3, (2, 2), pad=True), (3, 5)),
         }
     )
-    return {"format1-scalar.safetensors": scalar, "format1-vector.safetensors": vector}
+    return {"scalar": scalar, "vector": vector}
 
 
 if __name__ == "__main__":
-    for file, artifact in contents().items():
+    for file, (artifact, coder, layout) in golden().items():
         if (HERE / file).exists():
             print(f"{file} exists and stays as it is")
         else:
-            print(f"{file}: {save(artifact, HERE / file).total} bytes")
+            print(f"{file}: {save(artifact, HERE / file, coder, layout).total} bytes")

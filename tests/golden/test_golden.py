@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.golden.make import HERE, contents
+from tests.golden.make import HERE, golden
 
 from bitbook.artifact import from_bytes, read, read_ledger, to_bytes
 
@@ -12,12 +12,12 @@ FILES = sorted(path.name for path in HERE.glob("*.safetensors"))
 
 
 def test_all_files_are_known() -> None:
-    assert set(FILES) == set(contents())
+    assert set(FILES) == set(golden())
 
 
-@pytest.mark.parametrize("file", contents())
+@pytest.mark.parametrize("file", golden())
 def test_the_content_is_read(file: str) -> None:
-    expected, found = contents()[file], read(HERE / file)
+    expected, found = golden()[file].artifact, read(HERE / file)
     want, got = expected.state_dict(), found.state_dict()
     assert want.keys() == got.keys()
     for name in want:
@@ -29,18 +29,20 @@ def test_the_content_is_read(file: str) -> None:
             assert torch.equal(found.inputs[module].side[name].decode(), side.decode())
 
 
-@pytest.mark.parametrize("file", contents())
+@pytest.mark.parametrize("file", golden())
 def test_the_same_content_gives_the_same_bytes(file: str) -> None:
     stored = (HERE / file).read_bytes()
-    data, ledger = to_bytes(contents()[file])
+    _, coder, layout = golden()[file]
+    data, ledger = to_bytes(*golden()[file])
     assert data == stored
-    assert to_bytes(from_bytes(stored))[0] == stored
+    assert to_bytes(from_bytes(stored), coder, layout)[0] == stored
     assert ledger == read_ledger(HERE / file)
 
 
-def test_values_written_out() -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_values_written_out(number: int) -> None:
     """The decoders' formulas, by hand: neither the content's own code nor the file decides what is right."""
-    scalar, vector = (read(HERE / f"format1-{kind}.safetensors") for kind in ("scalar", "vector"))
+    scalar, vector = (read(HERE / f"format{number}-{kind}.safetensors") for kind in ("scalar", "vector"))
     codes = torch.tensor([3, 10, 2, 9, 1])  # 3 + 7 i mod 15
     assert torch.equal(scalar.decode("fc1.weight")[0], (codes - 7) / 8)
     assert torch.equal(scalar.decode("decoder.weight"), scalar.decode("fc1.weight"))

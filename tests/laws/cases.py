@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from bitbook import Binary, Codebook, FitOptions, Float, Integer, Pruned, Quantizer, Ternary, Uniform
+from bitbook import ECSQ, Binary, Codebook, FitOptions, Float, Integer, Pruned, Quantizer, Ternary, Uniform
+from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
+from bitbook.coding.context import Context
 from bitbook.coding.fixed import Fixed
+from bitbook.coding.rans import Rans
 from bitbook.quantizer import Range
 from bitbook.testing import fingerprint
 
@@ -64,6 +67,12 @@ QUANTIZERS = [
     Case(Codebook(8, (1, 4), centroids=Uniform(4, (1, 2), scale=Uniform(8)))),
     Case(Codebook(8, (1, 4), centroids=Ternary())),
     Case(Codebook(8, (1, 4), centroids=Codebook(6, (1, 2)))),
+    Case(ECSQ()),
+    Case(ECSQ(3)),
+    Case(ECSQ(2, points=Float())),
+    Case(ECSQ(1, (1, -1))),
+    Case(ECSQ(2, (3, 4), points=Uniform(8, (1, -1)))),
+    Case(Uniform(4, (1, 4), scale=ECSQ())),
 ]
 
 LADDERS: list[list[Quantizer]] = [
@@ -75,10 +84,11 @@ LADDERS: list[list[Quantizer]] = [
     [Codebook(size, (1, 4)) for size in (1, 4, 16, 64)],
     [Codebook(32, (1, 4), centroids=Uniform(bits)) for bits in range(2, 8)],
     [Pruned(share, Uniform(6)) for share in (0.1, 0.5, 1.0)],
+    [ECSQ(size) for size in (1, 2, 4, 8)],
     [Float("bfloat16"), Float("float16"), Float()],
 ]
 
-CODERS: list[Coder] = [Fixed()]
+CODERS: list[Coder] = [Fixed(), Rans(), Context("fast"), Context("small"), Smallest()]
 
 
 if __name__ == "__main__":  # tests compare this with what their own process gives

@@ -9,19 +9,53 @@ from hypothesis import strategies as st
 from tests.laws.cases import CODERS
 
 from bitbook.coding.coder import Coder
+from bitbook.coding.context import Context
 from bitbook.coding.fixed import Fixed, packed_size
+from bitbook.errors import CorruptArtifact
 from bitbook.quantizer import Stream, StreamSpec, code_dtype
 from bitbook.testing import check_coder
 
+ALPHABETS = (1, 2, 3, 5, 15, 16, 17, 255, 256, 257, 4095, 65_535, 65_536, 1 << 32)
+
 
 def _most(coder: Coder):
-    """The bytes that a coder promises, where it does: the size of fixed-width codes is known beforehand."""
-    return (lambda stream: packed_size(stream.spec.alphabet, stream.codes.numel())) if coder == Fixed() else None
+    """The bytes that a coder promises: never much more than fixed width, where there is one."""
+    spare = {"Fixed": 0, "Rans": 1, "Context": 2, "Smallest": 1}[type(coder).__name__]
+    if isinstance(coder, Context):
+        return lambda stream: stream.codes.numel() * _bits(stream) / 8 + spare
+    return lambda stream: (
+        (packed_size(stream.spec.alphabet, stream.codes.numel()) if stream.spec.alphabet else 1e9) + spare
+    )
+
+
+def _bits(stream: Stream) -> float:
+    return math.log2(stream.spec.alphabet) if stream.spec.alphabet else 80
 
 
 @pytest.mark.parametrize("coder", CODERS, ids=repr)
 def test_laws(coder: Coder) -> None:
-    check_coder(coder, most_bytes=_most(coder))
+    check_coder(coder, most_bytes=_most(coder), alphabets=ALPHABETS if coder == Fixed() else (None, *ALPHABETS))
+
+
+@pytest.mark.parametrize("coder", [c for c in CODERS if c != Fixed()], ids=repr)
+@given(st.lists(st.integers(-(2**31) + 1, 2**31 - 1), max_size=60), st.integers(1, 3))
+def test_numbers_without_a_bound_come_back(coder: Coder, values: list[int], rows: int) -> None:
+    codes = torch.tensor(values[: len(values) // rows * rows], dtype=torch.int32).reshape(rows, -1)
+    one = Stream(StreamSpec("codes", (rows, codes.shape[1]), None), codes)
+    (decoded,) = coder.decode(coder.encode([one]), [one.spec])
+    assert torch.equal(decoded, codes) and decoded.dtype == torch.int32
+
+
+@pytest.mark.parametrize("coder", [c for c in CODERS if c != Fixed()], ids=repr)
+@given(st.binary(max_size=40), st.sampled_from([None, 2, 3, 15, 256, 70_000]), st.integers(0, 40))
+def test_any_bytes_are_codes_or_a_named_error(coder: Coder, data: bytes, alphabet: int | None, cols: int) -> None:
+    spec = StreamSpec("codes", (2, cols), alphabet, centre=alphabet // 2 if alphabet in (3, 15) else 0)
+    try:
+        (codes,) = coder.decode(data, [spec])
+    except CorruptArtifact:
+        return
+    (again,) = coder.decode(coder.encode([Stream(spec, codes)]), [spec])
+    assert torch.equal(codes, again)
 
 
 @given(st.lists(st.tuples(st.integers(1, 70_000), st.integers(0, 200), st.integers(0, 10**6)), max_size=5))

@@ -203,10 +203,10 @@ def test_interrupt_leaves_a_study_that_goes_on(program, path, tmp_path):
 def test_what_cannot_start_says_so_at_once(path, monkeypatch):
     cells = [{"x": 1}]
     for trial, message in [
-        ("no_such_module:f", "cannot import the trial"),
-        (f"{TRIALS}:no_such_function", "cannot import the trial"),
-        (f"{TRIALS}:not_a_function", "is a int, not a function"),
-        ("square", "'package.module:function'"),
+        ("no_such_module:f", "cannot be imported"),
+        (f"{TRIALS}:no_such_function", "cannot be imported"),
+        (f"{TRIALS}:not_a_function", "is a int, not a callable"),
+        ("square", "'package.module:callable'"),
     ]:
         with pytest.raises(StudyError, match=message):
             run.run_study(cells, trial, path, **FAST)

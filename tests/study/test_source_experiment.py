@@ -17,9 +17,9 @@ from torch import Generator, Tensor, nn
 from bench import literal
 from bitbook import Codebook, FitOptions, Plan, Training, quantize_
 from bitbook.data import Dataset
+from bitbook.loop import evaluate, run_epochs
 from bitbook.models import build_model
 from bitbook.study.grid import SOURCE_START, SOURCE_TUNE
-from bitbook.train import evaluate, train
 
 ROWS_10 = Codebook(0.1, (1, -1))
 EVERY_LAYER = Plan({"*.weight": ROWS_10})
@@ -34,7 +34,7 @@ DIGITS_TUNE = Training(10, 1e-2, batch=32)
 def digits_start(digits: Dataset) -> nn.Module:
     """A trained float MLP; shared, so to be copied before it is changed."""
     model = build_model("mlp-64-128-64-10", seed=0)
-    train(model, digits.train_x, digits.train_y, DIGITS_START, generator=Generator().manual_seed(0))
+    run_epochs(model, digits.train_x, digits.train_y, DIGITS_START, generator=Generator().manual_seed(0))
     return model
 
 
@@ -43,7 +43,7 @@ def clustered(start: nn.Module, plan: Plan, data: Dataset, tune: Training) -> nn
     model = copy.deepcopy(start)
     generator = Generator().manual_seed(0)
     quantize_(model, plan, options=FitOptions(restarts=10), generator=generator)
-    train(model, data.train_x, data.train_y, tune, generator=generator)
+    run_epochs(model, data.train_x, data.train_y, tune, generator=generator)
     return model
 
 
@@ -145,7 +145,7 @@ def test_on_mnist_from_a_clean_start(mnist: Dataset) -> None:
     """The source's own configuration, 5 + 5 epochs, with and without the output layer clustered."""
     start = build_model("mlp-784-128-64-10", seed=0)
     generator = Generator().manual_seed(0)
-    train(start, mnist.train_x, mnist.train_y, Training(**SOURCE_START), generator=generator)
+    run_epochs(start, mnist.train_x, mnist.train_y, Training(**SOURCE_START), generator=generator)
     assert evaluate(start, mnist.test_x, mnist.test_y).accuracy > 95
     tune = Training(**SOURCE_TUNE)
     check_says_the_same_about_everything(clustered(start, EVERY_LAYER, mnist, tune), mnist)

@@ -62,6 +62,7 @@ def made(method, name, size, right, *, family="scalar", seed=0, validation=None,
         "rows": rows,
         "ledger": {"bytes": size, "weights": 100, "bits_per_weight": 8 * size / 100, "rows": parts},
         "seconds": {"start": 9.0, "fit": 1.0 + seed, "evaluate": 0.5},
+        "images": IMAGES,
         "correct": np.packbits(np.arange(IMAGES) < right, bitorder="little").tobytes().hex(),
     }
     return {"cell_id": cell_id(cell), "cell": cell, "result": result, "started": "", "seconds": 10.5}

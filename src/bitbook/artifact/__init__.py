@@ -7,5 +7,6 @@ from bitbook.artifact.ledger import Row as Row
 from bitbook.artifact.read import from_bytes as from_bytes
 from bitbook.artifact.read import read as read
 from bitbook.artifact.read import read_ledger as read_ledger
+from bitbook.artifact.write import Layout as Layout
 from bitbook.artifact.write import save as save
 from bitbook.artifact.write import to_bytes as to_bytes

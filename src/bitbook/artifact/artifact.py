@@ -60,7 +60,7 @@ class Artifact:
 
     def __post_init__(self) -> None:
         for name in (METADATA, INPUTS):
-            if name in self.tensors:
+            if name in self.tensors or name in self.aliases:
                 raise PlanError(f"the name {name!r} is reserved by the file format; rename the tensor")
         for alias, name in self.aliases.items():
             if alias in self.tensors or name not in self.tensors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
@@ -16,7 +17,6 @@ import typer
 from bitbook.cli.arguments import (
     DATA_HELP,
     AsJson,
-    Batch,
     Holdout,
     Model,
     Output,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from bitbook.artifact import Artifact
     from bitbook.plan import Plan
+    from bitbook.rate.training import Epoch
 
 Accuracies = Mapping[str, Mapping[str, float]]
 """Split → "before" and "after" → percent."""
@@ -78,9 +79,31 @@ def compress(
         typer.Option(help="With --recipe: a recipe for the inputs of the same layers, such as 'Uniform(8)'."),
     ] = None,
     data: Annotated[str | None, typer.Option(help=f"To measure accuracy, and to train on: {DATA_HELP}")] = None,
-    epochs: Annotated[int, typer.Option(min=0, help="Epochs of quantization-aware training; needs --data.")] = 0,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    batch: Batch = 64,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Bytes that the file may have, such as 4000, 4KB or 1.5MB (1 KB = 1,000 bytes): training steers the "
+            "price of a bit until the file fits. Needs --data; without a recipe, everything is entropy-coded."
+        ),
+    ] = None,
+    lam: Annotated[float | None, typer.Option(help="Instead of a budget: the price of a bit, say 1e-5.")] = None,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="With a budget or price: the float model's answers join the labels.")
+    ] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Epochs of quantization-aware training; needs --data.",
+            show_default="0; with a budget or price 30",
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate.", show_default="0.001; with a budget or price 0.004")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Examples per batch.", show_default="64; with a budget or price 256")
+    ] = None,
     momentum: Annotated[float, typer.Option(min=0, help="Momentum.")] = 0.0,
     schedule: Annotated[
         Literal["constant", "cosine"], typer.Option(help="How the learning rate goes on.")
@@ -99,32 +122,55 @@ def compress(
       bitbook compress --model my.models:net --weights net.safetensors \
         --recipe 'Codebook(256, (1, 4), centroids=Uniform(5))' \
         --data my.data:photos --epochs 5 --lr 0.001 -o small.safetensors
+      bitbook compress --model mlp-784-128-64-10 --weights net.safetensors \
+        --budget 4KB --data mnist -o small.safetensors
     """
     from bitbook.apply import compress as compress_model
     from bitbook.apply import load
     from bitbook.artifact import save
-    from bitbook.train import Training
+    from bitbook.loop import Training
+    from bitbook.rate.training import RateTraining, train
 
     check_output(output, weights, plan)
     if epochs and data is None:
         raise PlanError("--epochs needs --data: the examples to train on")
-    training = Training(epochs, lr, batch, momentum, schedule) if epochs else None
+    priced = budget is not None or lam is not None
+    if priced and (data is None or momentum or schedule != "constant"):
+        raise PlanError(
+            "--budget and --lam need --data to train on, and have no --momentum or --schedule: they use Adam"
+        )
+    if distill and not priced:
+        raise PlanError("--distill goes with --budget or --lam")
+    training = Training(epochs, lr or 1e-3, batch or 64, momentum, schedule) if epochs and not priced else None
     network = _trained(model, weights)
-    chosen = _plan(network, plan, recipe, layers, inputs)
+    chosen = (
+        _priced_plan(network)
+        if priced and plan is None and recipe is None
+        else _plan(network, plan, recipe, layers, inputs)
+    )
     dataset = None if data is None else load_data(data, network)
     parts = None if dataset is None else held_out(dataset, holdout)
-    artifact = compress_model(
-        network,
-        chosen,
-        data=None if parts is None else (parts.train_x, parts.train_y),
-        training=training,
-        seed=seed,
-    )
+    examples = None if parts is None else (parts.train_x, parts.train_y)
+    if priced and examples is not None:
+        given = {"epochs": epochs, "lr": lr, "batch": batch}
+        artifact = train(
+            network,
+            examples,
+            chosen,
+            lam=lam,
+            budget=None if budget is None else bytes_of(budget),
+            training=RateTraining(**{name: value for name, value in given.items() if value is not None}),
+            teacher=network if distill else None,
+            seed=seed,
+            after_epoch=None if as_json else _show_epoch,
+        ).artifact
+    else:
+        artifact = compress_model(network, chosen, data=examples, training=training, seed=seed)
     ledger = save(artifact, output)
     accuracies: Accuracies = {}
     if dataset is not None and parts is not None:
         measured = {"test": (dataset.test_x, dataset.test_y)}
-        if training is not None and len(parts.val_x):
+        if (training is not None or priced) and len(parts.val_x):
             measured["validation"] = (parts.val_x, parts.val_y)
         accuracies = _accuracies(network, load(output, copy.deepcopy(network)), measured)
     rows = _rows(network, chosen, artifact, summaries(ledger))
@@ -188,8 +234,30 @@ def _plan(
     return Plan(dict.fromkeys(patterns, parsed), dict.fromkeys(modules, activation))
 
 
+def _priced_plan(model: nn.Module) -> Plan:
+    """Everything entropy-coded: four reconstruction points where there are many weights, a step where few."""
+    from bitbook.plan import Plan
+    from bitbook.scalar.ecsq import ECSQ
+
+    parameters = model.named_parameters(remove_duplicate=False)
+    return Plan({escape(name): ECSQ(4, dead_zone=0.8) if w.dim() >= 2 else ECSQ() for name, w in parameters})
+
+
+def bytes_of(text: str) -> int:
+    """A size such as 4000, 4KB or 1.5MB in bytes; raises `PlanError` for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?)[bB]?\s*", text)
+    if found is None or not float(found[1]):
+        raise PlanError(f"{text!r} is no size; write bytes, KB or MB: 4000, 4KB, 1.5MB")
+    return int(float(found[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[found[2].lower()])
+
+
+def _show_epoch(epoch: Epoch) -> None:
+    size = f"about {epoch.bits / 8:,.0f} bytes of codes"
+    typer.echo(f"epoch {epoch.number + 1}: loss {epoch.loss:.4f}, {size} at λ {epoch.lam:.2g}")
+
+
 def _accuracies(before: nn.Module, after: nn.Module, measured: Mapping[str, Any]) -> Accuracies:
-    from bitbook.train import evaluate
+    from bitbook.loop import evaluate
 
     models = {"before": before, "after": after}
     return {

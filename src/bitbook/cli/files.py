@@ -109,7 +109,7 @@ def evaluate(
       bitbook evaluate small.safetensors --model mlp-784-128-64-10 --data mnist
     """
     from bitbook.apply import load
-    from bitbook.train import evaluate as measure
+    from bitbook.loop import evaluate as measure
 
     network = load(file, build(model))
     dataset = load_data(data, network)

@@ -15,7 +15,12 @@ from bitbook.cli.show import print_table
 
 
 def study(
-    dataset: Annotated[str, typer.Option(help="The grid: digits (a minute or two) or mnist (the whole experiment).")],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="The grid: digits (a minute or two), mnist (the whole experiment), or headline (how few bytes do)."
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(file_okay=False, help="Folder of everything written.", show_default="runs/DATASET"),
@@ -48,10 +53,11 @@ def study(
       bitbook study --dataset digits --out runs/digits
       bitbook study --dataset mnist --workers 8 --dry-run
     """
-    from bitbook.study.grid import study_cells
+    from bitbook.study.catalogue import find_study
 
     out = out or Path("runs", dataset)
-    cells = study_cells(dataset, seeds)
+    found = find_study(dataset)
+    cells = found.cells(range(found.seeds if seeds is None else seeds))
     if dry_run:
         _show_plan(cells, out)
         return
@@ -70,7 +76,7 @@ def study(
     os.environ[STARTS_FOLDER] = str((out / "starts").resolve())
     results = run_study(
         cells,
-        "bitbook.study.trial:run_trial",
+        found.trial,
         storage or out / "study.db",
         name=dataset,
         settings={"bitbook": __version__, "torch": torch.__version__},
@@ -78,6 +84,9 @@ def study(
         retry_failed=retry_failed,
         keep_going=keep_going,
     )
+    if not found.reported:
+        typer.echo(f"{len(results)} of {len(cells)} trials are done, and kept in {storage or out / 'study.db'}")
+        return
     # Without the storage: its URL may hold a password, and results do not depend on it.
     command = ["bitbook", "study", "--dataset", dataset, "--out", str(out)]
     command += [] if seeds is None else ["--seeds", str(seeds)]
@@ -93,7 +102,7 @@ def _show_plan(cells: Sequence[Mapping[str, Any]], out: Path) -> None:
     methods = Counter((cell["family"], cell["method"]) for cell in cells)
     columns = {"family": "left", "method": "left", "trials": "right"}
     print_table(columns, ([*method, str(count)] for method, count in methods.items()))
-    starts = {repr([cell[key] for key in ("dataset", "holdout", "model", "start", "seed")]) for cell in cells}
+    starts = {repr([cell.get(key) for key in ("dataset", "holdout", "model", "start", "seed")]) for cell in cells}
     typer.echo(f"{len(cells)} trials from {len(starts)} float models, to be reported in {out}")
 
 

@@ -23,13 +23,14 @@ class Coder(Protocol):
     def decode(self, data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[Tensor]:
         """The codes again, each of its spec's grid and of `code_dtype`; raises `CorruptArtifact`.
 
-        Exactly one sequence of bytes decodes to given codes; everything else is refused.
+        Given what the encoder was free to choose (see FORMAT.md), exactly one sequence of bytes decodes to given codes;
+        everything else is refused.
         """
         ...
 
     def sizes(self, data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[int]:
-        """How many of the bytes belong to each stream, found without decoding and adding up to all of them.
+        """How many of the bytes belong to each stream, adding up to all of them.
 
-        Raises `CorruptArtifact` where `data` cannot hold these streams; allocates nothing for them.
+        Raises `CorruptArtifact` where `data` cannot hold these streams.  An adaptive coder decodes to find out.
         """
         ...

@@ -19,7 +19,7 @@ from jaxtyping import UInt8, UInt64
 from torch import Tensor
 
 from bitbook.errors import CorruptArtifact, PlanError
-from bitbook.quantizer import Stream, StreamSpec, code_dtype
+from bitbook.quantizer import LARGEST_CODE, Stream, StreamSpec, code_dtype
 
 LARGEST_ALPHABET = 1 << 32
 """Bit patterns of float32."""
@@ -36,7 +36,7 @@ class Fixed:
     """
 
     def encode(self, streams: Sequence[Stream]) -> bytes:
-        return b"".join(_pack(_checked(stream), stream.spec.alphabet) for stream in streams)
+        return b"".join(_pack(checked(stream), _bounded(stream.spec)) for stream in streams)
 
     def decode(self, data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[Tensor]:
         raw = np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
@@ -47,10 +47,17 @@ class Fixed:
         return codes
 
     def sizes(self, data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[int]:
-        sizes = [packed_size(spec.alphabet, spec.grid[0] * spec.grid[1]) for spec in specs]
+        sizes = [packed_size(_bounded(spec), spec.grid[0] * spec.grid[1]) for spec in specs]
         if sum(sizes) != len(data):
             raise CorruptArtifact(f"the codes take {sum(sizes)} bytes, but there are {len(data)}")
         return sizes
+
+
+def _bounded(spec: StreamSpec) -> int:
+    """The alphabet, which fixed width cannot do without."""
+    if spec.alphabet is None:
+        raise PlanError(f"{spec.name}: codes without a bound have no fixed width; use Smallest() or Context()")
+    return spec.alphabet
 
 
 def packed_size(alphabet: int, count: int) -> int:
@@ -87,15 +94,18 @@ def _bytes(bits: int) -> int:
     return -(-bits // 8)
 
 
-def _checked(stream: Stream) -> np.ndarray:
+def checked(stream: Stream) -> np.ndarray:
     """The codes as one row of integers; raises `PlanError` where they are not what the spec says."""
-    (name, grid, alphabet), codes = stream
+    (name, grid, alphabet, _), codes = stream
     if codes.numel() != grid[0] * grid[1]:
         raise PlanError(f"{name}: {codes.numel()} codes do not fill the grid {grid}")
+    if alphabet is not None and not 1 <= alphabet <= LARGEST_ALPHABET:
+        raise PlanError(f"{name}: an alphabet of {alphabet} symbols cannot be coded; it must be from 1 to 2^32")
+    least, end = (-LARGEST_CODE, LARGEST_CODE + 1) if alphabet is None else (0, alphabet)
     if codes.numel():
         low, high = int(codes.min()), int(codes.max())  # a uint8 tensor would compare with 256 as with 0
-        if low < 0 or high >= alphabet:
-            raise PlanError(f"{name}: codes from {low} to {high} are not all in [0, {alphabet})")
+        if low < least or high >= end:
+            raise PlanError(f"{name}: codes from {low} to {high} are not all in [{least}, {end})")
     return codes.cpu().numpy().reshape(-1)
 
 
@@ -111,7 +121,7 @@ def _pack(codes: np.ndarray, alphabet: int) -> bytes:
 
 
 def _unpack(raw: UInt8[np.ndarray, " bytes"], spec: StreamSpec) -> Tensor:
-    name, grid, alphabet = spec
+    name, grid, alphabet = spec.name, spec.grid, _bounded(spec)
     count = grid[0] * grid[1]
     dtype = code_dtype(alphabet)
     g, w = _packing(alphabet, count)

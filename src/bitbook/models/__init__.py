@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bitbook.errors import PlanError
+from bitbook.models.convnet import ConvNet as ConvNet
 from bitbook.models.lenet import LeNet5 as LeNet5
 from bitbook.models.lenet import lenet_5 as lenet_5
 from bitbook.models.lenet import lenet_300_100 as lenet_300_100
@@ -21,6 +22,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp-64-32-16-10": partial(mlp, (64, 32, 16, 10)),
     "lenet-300-100": lenet_300_100,
     "lenet-5": lenet_5,
+    "convnet": ConvNet,
 }
 
 

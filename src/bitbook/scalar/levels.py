@@ -127,7 +127,7 @@ class Ternary(Quantizer):
 
     def layout(self, shape: Shape) -> tuple[StreamSpec, ...]:
         grid = Grid.of(shape, self.block, pad=self.pad)
-        return (StreamSpec("codes", (grid.rows, grid.cols), 3),)
+        return (StreamSpec("codes", (grid.rows, grid.cols), 3, centre=1),)
 
     def children(self, shape: Shape) -> Mapping[str, Child]:
         grid = Grid.of(shape, self.block, pad=self.pad)

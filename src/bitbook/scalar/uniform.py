@@ -7,22 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
 from bitbook.errors import PlanError
-from bitbook.quantizer import Child, FitOptions, Quantizer, Range, StreamSpec, code_dtype
+from bitbook.quantizer import Child, FitOptions, Price, Quantizer, Range, StreamSpec, code_dtype
+from bitbook.scalar import kernels
 from bitbook.scalar.leaves import Float, Integer
+from bitbook.scalar.priced import cheapest
 
 SMALLEST_SCALE = 1e-8
 """Floor of every fitted scale: a constant tensor has no range to divide by."""
 
 _RANGES: tuple[Range, ...] = ("minmax", "absmax", "mse", "lsq")
-_INFINITY = np.float32(np.inf)
-_ZERO = torch.zeros(())
 _SHRINK = torch.linspace(0.2, 1.0, 81)  # share of the absmax range that the mse rule tries
 
 
@@ -64,7 +63,8 @@ class Uniform(Quantizer):
 
     def layout(self, shape: Shape) -> tuple[StreamSpec, ...]:
         grid = Grid.of(shape, self.block, pad=self.pad)
-        return (StreamSpec("codes", (grid.rows, grid.cols), self.alphabet),)
+        centre = self.q_max if self.symmetric else 0
+        return (StreamSpec("codes", (grid.rows, grid.cols), self.alphabet, centre),)
 
     def children(self, shape: Shape) -> Mapping[str, Child]:
         grid = Grid.of(shape, self.block, pad=self.pad)
@@ -103,6 +103,8 @@ class Uniform(Quantizer):
         if options.range == "mse":  # a search; between fits the range stands still
             return side
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        if self.symmetric and options.range in (None, "minmax") and not grid.padded and kernels.serve(w, grid.c):
+            return {"scale": kernels.minmax_scale(w, grid, 2 * self.q_max, SMALLEST_SCALE)}
         lo, hi = extremes(w, grid)
         return self.from_range(lo, hi, grid.mean(w.abs()) if options.range == "lsq" else lo, options)
 
@@ -134,6 +136,20 @@ class Uniform(Quantizer):
         codes = grid.untile(steps, (grid.rows, grid.cols))
         return {"codes": codes.to(code_dtype(self.alphabet))}
 
+    def encode_priced(
+        self, w: Tensor, side: Mapping[str, Tensor], price: Price, *, importance: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        nearest = self.encode(w, side)["codes"].int()
+        zero = self.q_max
+        if not self.symmetric:
+            grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+            shift = grid.tiles(torch.zeros_like(w)) + side["zero_point"][:, None, :, None]
+            zero = grid.untile(shift, (grid.rows, grid.cols)).int()
+        signed = nearest - zero
+        fewer = (0, 1, 2, self.alphabet)  # magnitudes to give up; giving up all is zero
+        candidates = (torch.sign(signed) * (signed.abs() - step).clamp_min(0) + zero for step in fewer)
+        return {"codes": cheapest(self, w, side, candidates, price, importance).to(code_dtype(self.alphabet))}
+
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = Grid.of(shape, self.block, pad=self.pad)
         scale, zero = _spread(side)
@@ -142,8 +158,9 @@ class Uniform(Quantizer):
 
     def surrogate(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Tensor:
         """Straight through within the range, zero outside; to the scale as in LSQ (Esser et al. 2020, eq. 3)."""
-        if side["scale"].numel() == 1:
-            return _fake_uniform(w, side["scale"].view(()), _scalar(side.get("zero_point")), *self._limits)
+        scale = side["scale"]
+        if scale.numel() == 1:
+            return _fake_uniform(w, scale, side.get("zero_point"), *self._limits)
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
         return grid.untile(_FakeUniform.apply(grid.tiles(w), *_spread(side), *self._limits), tuple(w.shape))
 
@@ -154,14 +171,17 @@ class Uniform(Quantizer):
 
 
 def _fake_uniform(w: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:
-    """`_FakeUniform` for scalars; with a fixed scale, PyTorch's own hardtanh has its gradient at less cost."""
-    if scale.requires_grad or not (w.is_cpu and _on_hand(scale) and scale.item() > 0):
-        return _FakeUniform.apply(w, scale, zero, low, high)
-    shift = 0 if zero is None else int(zero.item())
-    value = F.hardtanh(w, *_bounds(scale, low - shift, high - shift))
-    steps = value.detach().div_(scale).round_()  # overwrites value: hardtanh's gradient needs only its input
-    torch.add(_ZERO, steps, alpha=scale.item(), out=steps)  # no -0.0, as in _FakeUniform
-    return value
+    """`_FakeUniform` for one scale; where it is fixed, PyTorch's own hardtanh has its gradient at less cost."""
+    if scale.requires_grad or not (kernels.serve(w) and scale.is_cpu and (s := scale.item()) > 0):
+        return _FakeUniform.apply(w, scale.view(()), None if zero is None else zero.view(()), low, high)
+    if zero is not None:
+        shift = int(zero.item())
+        low, high = low - shift, high - shift
+    if w.requires_grad and torch.is_grad_enabled():
+        out = F.hardtanh(w, *kernels.bounds(s, low, high))  # its gradient needs only its input
+    else:
+        out = torch.empty_like(w)
+    return kernels.levels(w, s, low, high, out)
 
 
 class _FakeUniform(torch.autograd.Function):
@@ -174,19 +194,23 @@ class _FakeUniform(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:
         ctx.save_for_backward(w, scale, zero)
         ctx.low, ctx.high = low, high
+        if scale.dim() and kernels.serve(w, w.shape[-1]):
+            return kernels.tiled_levels(w, scale, zero, low, high)
         steps = _divide(w, scale).round_()
         if zero is not None:
             return steps.add_(zero).clamp_(low, high).sub_(zero).mul_(scale)
-        steps.clamp_(low, high)
-        if _on_hand(scale) and scale.item() > 0:  # 0 + steps·s in one pass: codes know no -0.0, so training sees none
-            return torch.add(_ZERO, steps, alpha=scale.item(), out=steps)
-        return steps.add_(0.0).mul_(scale)
+        return steps.clamp_(low, high).add_(0.0).mul_(scale)  # codes know no -0.0, so training sees none
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         w, scale, zero = ctx.saved_tensors
         low, high = (ctx.low, ctx.high) if zero is None else (ctx.low - zero, ctx.high - zero)
-        grad_w = masked(grad, w, scale, low, high) if ctx.needs_input_grad[0] else None
+        grad_w = None
+        graph = torch.is_grad_enabled()  # of the gradient's own gradient, which only torch's operations have
+        if ctx.needs_input_grad[0] and scale.dim() and not graph and kernels.serve(w, w.shape[-1]):
+            grad_w = kernels.tiled_mask(grad, w, scale, zero, ctx.low, ctx.high)
+        elif ctx.needs_input_grad[0]:
+            grad_w = masked(grad, w, scale, low, high)
         grad_scale = None
         if ctx.needs_input_grad[1]:
             ratio = _divide(w, scale)
@@ -203,19 +227,12 @@ class _FakeUniform(torch.autograd.Function):
 def masked(grad: Tensor, w: Tensor, scale: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
     """`grad` where `low · scale ≤ w ≤ high · scale`, else zero."""
     if w.is_cpu and _on_hand(scale):
-        return torch.ops.aten.hardtanh_backward(grad, w, *_bounds(scale, low, high))
+        return torch.ops.aten.hardtanh_backward(grad, w, *kernels.bounds(scale.item(), float(low), float(high)))
     # A mask of floats: CPUs are several times slower at booleans.
     w, scale = w.detach(), scale.detach()
     inside = torch.ge(w, scale * low, out=torch.empty_like(w))
     inside.mul_(torch.le(w, scale * high, out=torch.empty_like(w)))
     return grad * inside
-
-
-def _bounds(scale: Tensor, low: Tensor | int, high: Tensor | int) -> tuple[float, float]:
-    """The float32 numbers next to `[low · scale, high · scale]`: hardtanh passes no gradient at its bounds."""
-    s = scale.item()
-    down, up = np.float32(s * low), np.float32(s * high)
-    return np.nextafter(down, -_INFINITY).item(), np.nextafter(up, _INFINITY).item()
 
 
 def extremes(w: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -231,10 +248,6 @@ def _spread(side: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     """Side tensors `(R, C)` shaped to broadcast against tiles `(R, r, C, c)`."""
     zero = side.get("zero_point")
     return side["scale"][:, None, :, None], None if zero is None else zero[:, None, :, None]
-
-
-def _scalar(zero: Tensor | None) -> Tensor | None:
-    return None if zero is None else zero.view(())
 
 
 def _on_hand(scale: Tensor) -> bool:

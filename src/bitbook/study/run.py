@@ -12,7 +12,6 @@ goes on.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import signal
 import socket
@@ -26,10 +25,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, Protocol
 from uuid import uuid4
 
 from bitbook.errors import BitbookError, StudyError
+from bitbook.importing import import_callable
 from bitbook.study.storage import (
     Cell,
     Claim,
@@ -59,16 +59,7 @@ def usable_cores() -> int:
 
 def load_trial(name: str) -> TrialFunction:
     """The trial function that "package.module:function" names. Raises StudyError if there is none."""
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise StudyError(f"a trial is named 'package.module:function', not {name!r}")
-    try:
-        found: Any = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise StudyError(f"cannot import the trial {name!r}: {error}") from error
-    if not callable(found):
-        raise StudyError(f"the trial {name!r} is a {type(found).__name__}, not a function")
-    return cast(TrialFunction, found)
+    return import_callable(name, StudyError)
 
 
 def run_study(

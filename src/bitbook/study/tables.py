@@ -211,13 +211,13 @@ def trial_rows(results: Iterable[Result]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: [_natural(row[column]) for column in order])
 
 
-def write_csv(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
-    """Write `trial_rows` as CSV (UTF-8, one header line); equal rows give equal bytes."""
+def write_csv(rows: Iterable[Mapping[str, Any]], path: str | Path, columns: Sequence[str] = COLUMNS) -> None:
+    """Write rows as CSV (UTF-8, one header line), by default those of `trial_rows`; equal rows give equal bytes."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(columns)
         for row in rows:
-            writer.writerow([format(row[column], _FORMATS.get(column, "")) for column in COLUMNS])
+            writer.writerow([format(row[column], _FORMATS.get(column, "")) for column in columns])
 
 
 def write_json(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
@@ -488,23 +488,12 @@ def paired_difference(results: Iterable[Result], a: Point, b: Point, *, seed: in
         )
     by_cell = {record["cell_id"]: record["result"] for record in results}
     chosen = [[by_cell[point.cells[point.seeds.index(s)]] for s in seeds] for point in (a, b)]
-    images = _test_images([*chosen[0], *chosen[1]])
+    images = chosen[0][0]["images"]
     answers_a, answers_b = (
         np.stack([unpack_correct(result["correct"], images) for result in of_point]) for of_point in chosen
     )
     value, low, high, p = paired_bootstrap(answers_a, answers_b, seed=seed)
     return Difference(100 * value, 100 * low, 100 * high, p)
-
-
-def _test_images(results: Sequence[Mapping[str, Any]]) -> int:
-    """How many test images there are: packing filled them up to whole bytes, the accuracy tells how far."""
-    padded = 4 * len(results[0]["correct"])
-    for result in results:
-        right = int(unpack_correct(result["correct"], padded).sum())
-        if right:
-            accuracy = next(row["accuracy"] for row in result["rows"] if row["split"] == "test")
-            return round(100 * right / accuracy)
-    return padded  # nothing is right, so nothing differs
 
 
 def _common_curves(

@@ -24,16 +24,19 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, nn
 
 from bitbook.apply import dequantize_, freeze, quantize_, restore
-from bitbook.artifact import read, save
+from bitbook.artifact import Artifact, Layout, read, save, to_bytes
+from bitbook.coding.choose import Smallest
+from bitbook.coding.coder import Coder
+from bitbook.coding.fixed import Fixed
 from bitbook.data import Split, load_dataset, split
 from bitbook.data.dataset import Dataset
 from bitbook.inputs import CALIBRATION_EXAMPLES, calibrate
+from bitbook.loop import Training, evaluate, run_epochs
 from bitbook.models import build_model
 from bitbook.plan import Plan
 from bitbook.qat import Regime
 from bitbook.quantizer import FitOptions, Quantized
 from bitbook.study.storage import cell_id
-from bitbook.train import Training, evaluate, train
 
 Cell = Mapping[str, Any]
 STARTS_FOLDER = "BITBOOK_STARTS"
@@ -44,8 +47,7 @@ def run_trial(cell: Cell) -> dict[str, Any]:
     """Run one cell; returns its rows, ledger, times and the correct test answers (packed, for paired tests)."""
     clock = time.perf_counter
     began = clock()
-    dataset = _dataset(cell["dataset"])
-    data = _split(cell["dataset"], cell["holdout"])
+    dataset, data = load_parts(cell["dataset"], cell["holdout"])
     model, start_losses = trained_start(cell, data)
     started = clock()
 
@@ -63,38 +65,60 @@ def run_trial(cell: Cell) -> dict[str, Any]:
         if any(a is not None and a.range == "calibrated" for a in plan.inputs.values()):
             calibrate(model, [data.train_x[:CALIBRATION_EXAMPLES]])
         if "tune" in phase:
-            losses += train(model, data.train_x, data.train_y, Training(**phase["tune"]), generator=generator)
+            losses += run_epochs(model, data.train_x, data.train_y, Training(**phase["tune"]), generator=generator)
     fitted = clock()
     if losses and not math.isfinite(losses[-1]):
         return _diverged(cell, data, dataset, losses)
 
     artifact = freeze(model)
+    found = measure_file(artifact, cell["model"], dataset, data, Fixed(), "per-tensor")
+    if cell.get("coded"):
+        found["coded_bytes"] = len(to_bytes(artifact)[0])  # of the same content, entropy-coded
+    return {
+        **found,
+        "start_losses": start_losses,
+        "losses": losses,
+        "seconds": {"start": started - began, "fit": fitted - started, "evaluate": clock() - fitted},
+    }
+
+
+def measure_file(
+    artifact: Artifact,
+    model: str,
+    dataset: Dataset,
+    data: Split,
+    coder: Coder = Smallest(),
+    layout: Layout | None = None,
+    *,
+    batch: int = 64,
+) -> dict[str, Any]:
+    """Write an artifact, read it into a fresh model, and report the file's bytes and that model's accuracies.
+
+    coder, layout: as for `save`; batch: examples that are evaluated at once.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        ledger = save(artifact, path)
+        ledger = save(artifact, path, coder, layout)
         size = path.stat().st_size
-        fresh = restore(read(path), build_model(cell["model"], seed=0))
+        fresh = restore(read(path), build_model(model, seed=0))
     rows = []
     parts = {"test": (dataset.test_x, dataset.test_y), "validation": (data.val_x, data.val_y)}
     answers = ""
     for name, (x, y) in parts.items():
         if len(x):
-            outcome = evaluate(fresh, x, y)
+            outcome = evaluate(fresh, x, y, batch=batch)
             rows.append({"split": name, "accuracy": outcome.accuracy, "loss": outcome.loss})
             if name == "test":
                 answers = _pack(outcome.correct)
     weights = sum(q.decode().numel() for q in artifact.tensors.values() if isinstance(q, Quantized))
-    validation = next((row["accuracy"] for row in rows if row["split"] == "validation"), rows[0]["accuracy"])
     return {
-        "objectives": [size, validation],
+        "objectives": [size, rows[-1]["accuracy"]],  # validation's, where there is one
         "bytes": size,
         "rows": rows,
         "ledger": ledger.to_json(),
         "quantized_weights": weights,
-        "start_losses": start_losses,
-        "losses": losses,
-        "seconds": {"start": started - began, "fit": fitted - started, "evaluate": clock() - fitted},
         "correct": answers,
+        "images": len(dataset.test_y),
         "versions": {"torch": torch.__version__},
     }
 
@@ -132,7 +156,7 @@ def trained_start(cell: Cell, data: Split) -> tuple[nn.Module, list[float]]:
         model.load_state_dict(stored)
         return model, losses
     generator = Generator().manual_seed(cell["seed"])
-    losses = train(model, data.train_x, data.train_y, Training(**cell["start"]), generator=generator)
+    losses = run_epochs(model, data.train_x, data.train_y, Training(**cell["start"]), generator=generator)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
@@ -143,13 +167,10 @@ def trained_start(cell: Cell, data: Split) -> tuple[nn.Module, list[float]]:
 
 
 @cache
-def _dataset(name: str) -> Dataset:
-    return load_dataset(name)
-
-
-@cache
-def _split(name: str, holdout: int) -> Split:
-    return split(_dataset(name), holdout)
+def load_parts(name: str, holdout: int) -> tuple[Dataset, Split]:
+    """A data set with its training and validation parts, loaded once per process."""
+    dataset = load_dataset(name)
+    return dataset, split(dataset, holdout)
 
 
 def _pack(correct: torch.Tensor) -> str:

@@ -12,9 +12,11 @@ from torch import Generator, Tensor
 
 from bitbook.blocks import Block, Grid, Shape, check_block
 from bitbook.errors import PlanError
-from bitbook.quantizer import Child, FitOptions, Quantizer, StreamSpec, code_dtype, quantize_side
+from bitbook.quantizer import Child, FitOptions, Price, Quantizer, StreamSpec, code_dtype, quantize_side
 from bitbook.scalar.leaves import Float
 from bitbook.vector.kmeans import assign, kmeans
+
+_CHUNK = 1 << 14  # blocks whose distances to all codewords are held at once
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,6 +97,25 @@ class Codebook(Quantizer):
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
         labels = assign(grid.split(w), side["centroids"], weights=_weights(grid, w, importance))
         return {"codes": labels.to(code_dtype(self._codewords)).reshape(grid.R, grid.C)}
+
+    def encode_priced(
+        self, w: Tensor, side: Mapping[str, Tensor], price: Price, *, importance: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """As entropy-constrained vector quantization assigns (Chou, Lookabaugh & Gray 1989, eq. 9)."""
+        bits = price.bits["codes"].symbols
+        if bits is None:
+            raise PlanError(f"{self!r}: its codes have no order, so that a price must name each symbol's bits")
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        weights, centroids = _weights(grid, w, importance), side["centroids"]
+        labels = []
+        for i in range(0, grid.R * grid.C, _CHUNK):
+            blocks = grid.split(w)[i : i + _CHUNK]
+            scale = torch.ones_like(blocks) if weights is None else weights[i : i + _CHUNK]
+            # Σ w (x - c)² without the term that no choice changes
+            error = scale @ centroids.square().T - 2 * (scale * blocks) @ centroids.T
+            labels.append((error + price.lam * bits).argmin(1))
+        codes = torch.cat(labels) if labels else torch.zeros(0, dtype=torch.long)
+        return {"codes": codes.to(code_dtype(self._codewords)).reshape(grid.R, grid.C)}
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = Grid.of(shape, self.block, pad=self.pad)

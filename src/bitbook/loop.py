@@ -7,7 +7,7 @@ its matrix products allow.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
+from torch.optim.sgd import sgd
 
 from bitbook.errors import PlanError
 
@@ -36,6 +37,8 @@ class Training:
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch < 1 or not (self.lr > 0 and math.isfinite(self.lr)):
             raise PlanError(f"{self}: use epochs ≥ 0, batch ≥ 1 and a positive learning rate")
+        if not self.momentum >= 0:
+            raise PlanError(f"momentum={self.momentum!r}: use 0 or more")
         if self.schedule not in ("constant", "cosine"):
             raise PlanError(f"schedule={self.schedule!r}: use 'constant' or 'cosine'")
 
@@ -50,7 +53,7 @@ class Evaluation(NamedTuple):
     correct: Bool[Tensor, " examples"]
 
 
-def train(
+def run_epochs(
     model: nn.Module,
     x: Inputs,
     y: Labels,
@@ -65,8 +68,7 @@ def train(
     smaller.  `after_epoch(epoch, loss)` is called after each.
     """
     model.train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=training.lr, momentum=training.momentum)
+    descent = _Descent([p for p in model.parameters() if p.requires_grad], training.momentum)
     steps = training.epochs * math.ceil(len(x) / training.batch)
     step = 0
     losses = []
@@ -75,18 +77,51 @@ def train(
         total = torch.zeros((), device=x.device)
         batches = order.split(training.batch)
         for batch in batches:
+            lr = training.lr
             if training.schedule == "cosine":
-                optimizer.param_groups[0]["lr"] = training.lr * (1 + math.cos(math.pi * step / steps)) / 2
+                lr = training.lr * (1 + math.cos(math.pi * step / steps)) / 2
             loss = F.cross_entropy(model(x.index_select(0, batch)), y.index_select(0, batch))
-            optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
+            descent.step(lr)
             total += loss.detach()
             step += 1
         losses.append(total.item() / len(batches))
         if after_epoch is not None:
             after_epoch(epoch, losses[-1])
     return losses
+
+
+class _Descent:
+    """`torch.optim.SGD` to the bit, since it is the same function, without a bookkeeping that costs as much again.
+
+    `v = momentum · v + ∇`, `w = w - lr · v`; a parameter without a gradient stays.  A step takes the gradients.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], momentum: float) -> None:
+        self.parameters, self.momentum = parameters, momentum
+        self.velocities: dict[Tensor, Tensor | None] = {}
+        self._take()
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        moved, gradients = self._take()
+        velocities = [self.velocities.get(parameter) for parameter in moved]
+        sgd(
+            moved, gradients, velocities, lr=lr, momentum=self.momentum, weight_decay=0.0, dampening=0.0,
+            nesterov=False, maximize=False,
+        )  # fmt: skip
+        if self.momentum:
+            self.velocities.update(zip(moved, velocities, strict=True))
+
+    def _take(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The parameters that have a gradient, and these gradients; they have none afterwards."""
+        moved, gradients = [], []
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                moved.append(parameter)
+                gradients.append(parameter.grad)
+                parameter.grad = None
+        return moved, gradients
 
 
 @torch.no_grad()

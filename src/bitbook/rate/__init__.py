@@ -1,0 +1,1 @@
+"""The price of bits: what codes would cost, and training that pays for them."""

@@ -1,0 +1,152 @@
+"""The price of bits as a part of the gradient: two calls in a training loop of one's own.
+
+    loss.backward()
+    pricing.add()        # λ · d bits / d weight joins the gradients
+    optimizer.step()
+    pricing.step()       # schedules; now and then the rates are counted anew
+
+Between two neighbouring levels of a weight, bits are taken to grow linearly, so the price pulls every weight towards
+zero, hardest where its row and column are empty: whole rows and columns die by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bitbook.blocks import WHOLE, Grid
+from bitbook.errors import PlanError
+from bitbook.qat import FakeQuantize
+from bitbook.quantizer import Price
+from bitbook.rate.rates import Rates, fit_rates
+from bitbook.scalar import ladder
+from bitbook.slot import slots
+
+_LEAST_DISTANCE = 1e-6  # between two points that fell together: no price is steeper
+
+
+@dataclass(frozen=True, eq=False)
+class _Priced:
+    """One source with its rates and what a unit of weight costs, by class and rung of the ladder."""
+
+    source: FakeQuantize
+    rates: Rates
+    grid: Grid
+    classes: Int[Tensor, "blocks n"]
+    rungs: Float[Tensor, "blocks magnitudes"]
+    slopes: Float[Tensor, "blocks classes rungs"]
+
+
+class Pricing:
+    """Adds the price of all quantized weights of `model` that have an order of magnitudes to their gradients.
+
+    Args:
+        model: quantized in place; weights keep their latents (`Regime(codes="latent")`, the scalars' habit).
+        lam: λ, loss per bit.
+        steps: of the whole training.
+        ramp: share of the steps over which λ rises from zero.
+        smooth: share of the steps, from the first, in which weights are priced but not rounded.
+        refit: steps between two counts of the rates.
+
+    Raises `PlanError` where nothing in the model can be priced.
+    """
+
+    def __init__(
+        self, model: nn.Module, lam: float, *, steps: int, ramp: float = 0.1, smooth: float = 0.2, refit: int = 60
+    ) -> None:
+        self.lam, self.steps, self.ramp, self.smooth, self.refit = lam, steps, ramp, smooth, refit
+        self.done = 0
+        self._sources = list(_priced_sources(model))
+        if not self._sources:
+            raise PlanError("no weight of the model is quantized so that a price could steer it; plan ECSQ() for some")
+        self._priced: list[_Priced] = []
+        self._schedule()
+
+    @property
+    def bits(self) -> float:
+        """Bits of all priced weights at the last count."""
+        return sum(p.rates.total(p.source.freeze_codes()) for p in self._priced)
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Add the price's gradient to those of the latent weights; call it between `backward` and the optimizer."""
+        rising = self.ramp * self.steps
+        lam = self.lam * (min(1.0, self.done / rising) if rising else 1.0)
+        for priced in self._priced:
+            latent = cast(Tensor, priced.source.latent)
+            if latent.grad is None:
+                latent.grad = torch.zeros_like(latent)
+            _add_price(latent, latent.grad, priced, lam)
+
+    def step(self) -> None:
+        """Advance the schedule; call it after the optimizer."""
+        self.done += 1
+        self._schedule()
+
+    def finish(self) -> None:
+        """Let every weight be rounded from now on, as in the file."""
+        for source in self._sources:
+            source.rounding = True
+
+    def price(self, source: FakeQuantize) -> Price:
+        """λ and the last count of one source, for an encoder."""
+        rates = next(p.rates for p in self._priced if p.source is source)
+        return Price(self.lam, {rates.spec.name: rates})
+
+    @torch.no_grad()
+    def encode_(self, weight: float) -> None:
+        """Move every latent to the level that costs least: squared error plus `weight` · bits, at the last count."""
+        for priced in self._priced:
+            frozen = priced.source.freeze(Price(weight, {priced.rates.spec.name: priced.rates}))
+            cast(Tensor, priced.source.latent).copy_(frozen.decode())
+
+    @torch.no_grad()
+    def _schedule(self) -> None:
+        rounding = self.done >= self.smooth * self.steps
+        for source in self._sources:
+            source.rounding = rounding
+        if self.done % self.refit == 0:
+            self._priced = [_count(source) for source in self._sources]
+
+
+def _priced_sources(model: nn.Module) -> Iterator[FakeQuantize]:
+    """Every source with latents and an order of magnitudes, tied ones once."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for source in slots(module).values():
+            if isinstance(source, FakeQuantize) and source.latent is not None and id(source) not in seen:
+                seen.add(id(source))
+                if len(source.recipe.layout(source.shape)) == 1 and source.ladder() is not None:
+                    yield source
+
+
+def _count(source: FakeQuantize) -> _Priced:
+    rates = fit_rates(source.recipe.layout(source.shape)[0], source.freeze_codes())
+    rungs = cast(Tensor, source.ladder()).contiguous()
+    heights = torch.cat([torch.zeros_like(rungs[:, :1]), rungs], 1)
+    more = max(heights.shape[1] + 1 - rates.table.shape[1], 0)
+    tail = rates.table[:, -1:] + torch.arange(1, more + 1) * rates.slope
+    rise = torch.cat([rates.table, tail], 1)[:, : heights.shape[1] + 1].diff(dim=1).clamp_min(0)
+    distance = heights.diff(dim=1)
+    distance = torch.cat([distance, distance[:, -1:]], 1)[:, : rise.shape[1]].clamp_min(_LEAST_DISTANCE)
+    grid = Grid.of(source.shape, getattr(source.recipe, "block", WHOLE), pad=getattr(source.recipe, "pad", False))
+    classes = grid.split(rates.classes).to(torch.uint8).contiguous()
+    return _Priced(source, rates, grid, classes, rungs, (rise[None] / distance[:, None]).contiguous())
+
+
+def _add_price(w: Tensor, grad: Tensor, priced: _Priced, lam: float) -> None:
+    blocks = priced.grid.split(w)
+    if ladder.serve(blocks) and grad.is_contiguous() and priced.grid.split(grad).data_ptr() == grad.data_ptr():
+        ladder.add_price(blocks, priced.grid.split(grad), priced.classes, priced.rungs, priced.slopes, lam)
+        return
+    last = priced.slopes.shape[2] - 1
+    place = priced.classes.long() * (last + 1)
+    for i in range(min(priced.rungs.shape[1], last)):
+        place += blocks.abs() >= priced.rungs[:, i : i + 1]
+    slope = priced.slopes.flatten(1).gather(1, place)
+    grad.add_(priced.grid.join(torch.sign(blocks) * slope, tuple(w.shape)), alpha=lam)

@@ -1,0 +1,245 @@
+"""Training that pays for every bit: at a given price, or to a given number of bytes.
+
+model ──quantize_(plan)──► latents ──epochs: loss + λ · bits──► freeze ──► Artifact
+                              ▲                        │
+                              └── λ up or down ◄── bytes of the file, once an epoch (with a budget)
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from bitbook.apply import freeze, quantize_
+from bitbook.artifact import Artifact, to_bytes
+from bitbook.errors import BudgetError, PlanError
+from bitbook.plan import Plan
+from bitbook.qat import FakeQuantize, Regime
+from bitbook.quantizer import FitOptions
+from bitbook.rate.pricing import Pricing
+
+_FIRST_LAM = 1e-5  # where the search for a budget's λ begins
+_MOST_CHANGE = 2.0  # of λ from one epoch to the next
+_ROUNDS = 4  # of further training where the file is still too large at the end
+_AIM = 0.98  # of the budget: what λ is steered to
+_SQUEEZED = 1.05  # times the budget: a file up to so large loses its least useful codes instead
+
+
+@dataclass(frozen=True)
+class RateTraining:
+    """Adam (Kingma & Ba 2015) on cross-entropy plus λ · bits, its rate falling to zero along a cosine."""
+
+    epochs: int = 30
+    batch: int = 256
+    lr: float = 4e-3
+    """Of weights and everything dense."""
+    side_lr: float = 1e-3
+    """Of side tensors that learn: reconstruction points, codewords."""
+    ramp: float = 0.1
+    """Share of the training over which λ rises from zero."""
+    smooth: float = 0.2
+    """Share of the training, from its beginning, in which weights are priced but not rounded."""
+    refit: int = 60
+    """Steps between two counts of what codes cost."""
+    distill: float = 0.7
+    """Weight of the teacher's answers against the labels, where there is a teacher (Hinton et al. 2015, T = 1)."""
+
+    def __post_init__(self) -> None:
+        rates = all(lr > 0 and math.isfinite(lr) for lr in (self.lr, self.side_lr))
+        shares = all(0 <= share <= 1 for share in (self.ramp, self.smooth, self.distill))
+        if self.epochs < 1 or self.batch < 1 or self.refit < 1 or not rates or not shares:
+            raise PlanError(f"{self}: use whole numbers from 1, positive rates, and shares from 0 to 1")
+
+
+class Epoch(NamedTuple):
+    """What is reported after an epoch."""
+
+    number: int
+    loss: float
+    """Mean of the batches' losses, without the price."""
+    lam: float
+    bits: float
+    """Estimate for all priced weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A compressed model and how it came about."""
+
+    artifact: Artifact
+    model: nn.Module
+    """The trained copy, still quantized: it can be evaluated and trained further."""
+    lam: float
+    """λ at the end, loss per bit."""
+    epochs: tuple[Epoch, ...]
+    bytes: int
+    """Length of the file that `save` writes."""
+
+
+def train(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    plan: Plan | None,
+    *,
+    lam: float | None = None,
+    budget: int | None = None,
+    training: RateTraining = RateTraining(),
+    teacher: Float[Tensor, "examples classes"] | nn.Module | None = None,
+    options: FitOptions = FitOptions(),
+    regime: Regime = Regime(),
+    seed: int = 0,
+    after_epoch: Callable[[Epoch], None] | None = None,
+) -> Trained:
+    """Train a copy of `model` under `plan` with a price on bits; `model` stays as it is.
+
+    Args:
+        model: trained or fresh; a classifier.  It may be quantized already, in part or, with no plan, as it shall be.
+        data: inputs and labels.
+        plan: at least one weight's recipe must have magnitudes to price, as `ECSQ` has.
+        lam: λ, loss per bit; more of it, fewer bytes.
+        budget: bytes that the file may have, instead of `lam`: λ is steered after each epoch.
+        training: epochs, rates, schedules.
+        teacher: logits for every example, or a model that gives them; its answers join the labels.
+        options: how side tensors are first found; `options.step` is where the steps of `ECSQ` begin.
+        regime: what moves during training.
+        seed: of the order of examples, and of k-means.
+        after_epoch: called after each epoch, over all rounds.
+
+    Raises:
+        PlanError: neither or both of `lam` and `budget` are given, or nothing can be priced.
+        BudgetError: no file of at most `budget` bytes was reached; the message says the smallest, and why.
+    """
+    if (lam is None) == (budget is None):
+        raise PlanError("give either lam, the price of a bit, or budget, the bytes that the file may have")
+    if lam is not None and not (lam >= 0 and math.isfinite(lam)):
+        raise PlanError(f"lam={lam}: use a finite price, zero or more")
+    model = copy.deepcopy(model)
+    generator = Generator().manual_seed(seed)
+    if plan is not None:
+        quantize_(model, plan, options=options, regime=regime, generator=generator)
+    x, y = data
+    targets = _answers(teacher, x) if teacher is not None and training.distill else None
+    epochs: list[Epoch] = []
+    price = _FIRST_LAM if lam is None else lam
+    size, smallest = 0, math.inf
+    for round_ in range(1 if budget is None else 1 + _ROUNDS):
+        again = training if round_ == 0 else replace(
+            training, epochs=max(training.epochs // 3, 1), lr=training.lr / 2, ramp=0.0, smooth=0.0
+        )  # fmt: skip
+        pricing = _run(model, x, y, targets, again, price, budget, generator, epochs, after_epoch)
+        price = pricing.lam
+        if budget is not None:
+            _squeeze(model, pricing, budget)
+        artifact = freeze(model)
+        size = len(to_bytes(artifact)[0])
+        smallest = min(smallest, size)
+        if budget is None or size <= budget:
+            return Trained(artifact, model, price, tuple(epochs), size)
+        price *= max((size / budget) ** 4, _MOST_CHANGE)
+    raise BudgetError(
+        f"no file of {budget} bytes after {len(epochs)} epochs; the smallest has {smallest}. "
+        f"{_heaviest(artifact)} Plan a quantizer for what is dense, use a smaller model, or train longer"
+    )
+
+
+def _run(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    targets: Tensor | None,
+    training: RateTraining,
+    lam: float,
+    budget: int | None,
+    generator: Generator,
+    epochs: list[Epoch],
+    after_epoch: Callable[[Epoch], None] | None,
+) -> Pricing:
+    """One training from the first step to the last; returns the pricing as it ended."""
+    model.train()
+    side, rest = _parameters(model)
+    groups = [{"params": rest, "lr": training.lr}, {"params": side, "lr": training.side_lr}]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=not x.is_meta)
+    first_rates = [group["lr"] for group in optimizer.param_groups]
+    batches = math.ceil(len(x) / training.batch)
+    pricing = Pricing(
+        model, lam, steps=training.epochs * batches, ramp=training.ramp, smooth=training.smooth, refit=training.refit
+    )
+    for _ in range(training.epochs):
+        order = torch.randperm(len(x), generator=generator)
+        total = 0.0
+        for batch in order.split(training.batch):
+            for group, first in zip(optimizer.param_groups, first_rates, strict=True):
+                group["lr"] = first * (1 + math.cos(math.pi * pricing.done / pricing.steps)) / 2
+            answers = model(x.index_select(0, batch)).log_softmax(1)
+            loss = F.nll_loss(answers, y.index_select(0, batch))
+            if targets is not None:
+                taught = -(targets.index_select(0, batch) * answers).sum(1).mean()
+                loss = (1 - training.distill) * loss + training.distill * taught
+            optimizer.zero_grad()
+            loss.backward()
+            pricing.add()
+            optimizer.step()
+            pricing.step()
+            total += loss.detach()
+        epochs.append(Epoch(len(epochs), float(total) / batches, pricing.lam, pricing.bits))
+        if after_epoch is not None:
+            after_epoch(epochs[-1])
+        if budget is not None and pricing.done >= training.smooth * pricing.steps:
+            pricing.lam *= min(max(_size(model) / (_AIM * budget), 1 / _MOST_CHANGE), _MOST_CHANGE)
+    pricing.finish()
+    return pricing
+
+
+def _squeeze(model: nn.Module, pricing: Pricing, budget: int) -> None:
+    """Take the last percents of a file that is hardly too large by choosing cheaper codes, the least useful first."""
+    size = _size(model)
+    weight = 1e-6
+    while budget < size <= _SQUEEZED * budget and weight < 1:
+        pricing.encode_(weight)
+        size, weight = _size(model), 1.5 * weight
+
+
+def _answers(teacher: Tensor | nn.Module, x: Tensor) -> Tensor:
+    """The teacher's probabilities for every example."""
+    if isinstance(teacher, nn.Module):
+        was_training = teacher.training
+        teacher.eval()
+        with torch.no_grad():
+            teacher_logits = torch.cat([teacher(part) for part in x.split(1024)])
+        teacher.train(was_training)
+    else:
+        teacher_logits = teacher
+    if teacher_logits.dim() != 2 or len(teacher_logits) != len(x):
+        raise PlanError(f"the teacher gives {tuple(teacher_logits.shape)}; {len(x)} rows of logits are needed")
+    return teacher_logits.softmax(1)
+
+
+def _parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters of side tensors, and all others that train."""
+    side = {
+        id(parameter)
+        for source in model.modules()
+        if isinstance(source, FakeQuantize)
+        for parameter in source.side.parameters()
+    }
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [p for p in trained if id(p) in side], [p for p in trained if id(p) not in side]
+
+
+def _size(model: nn.Module) -> int:
+    return len(to_bytes(freeze(model))[0])
+
+
+def _heaviest(artifact: Artifact) -> str:
+    """What takes most of a file that came out too large."""
+    sizes = to_bytes(artifact)[1].by_tensor()
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+    return "Most is taken by " + ", ".join(f"{name} ({sizes[name]} bytes)" for name in largest) + "."

@@ -1,0 +1,38 @@
+"""Every study by name: its cells, the function that runs one, and whether the size–accuracy report shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bitbook.errors import PlanError
+from bitbook.study.entropy import entropy_cells
+from bitbook.study.grid import GRIDS
+from bitbook.study.headline import TUNING_SEEDS, headline_cells, tuning_cells
+
+
+class Study(NamedTuple):
+    """What a name on the command line stands for."""
+
+    cells: Callable[[Sequence[int]], list[dict[str, Any]]]
+    seeds: int
+    """With which it is run where none are given."""
+    trial: str = "bitbook.study.trial:run_trial"
+    reported: bool = True
+    """Whether its trials are points on a curve of size and accuracy; others have a document of their own."""
+
+
+_PRICED = "bitbook.study.priced:run_trial"
+STUDIES: Mapping[str, Study] = {
+    **{name: Study(cells, seeds) for name, (cells, seeds) in GRIDS.items()},
+    "entropy": Study(entropy_cells, 5, reported=False),
+    "headline-tuning": Study(tuning_cells, len(TUNING_SEEDS), _PRICED, reported=False),
+    "headline": Study(headline_cells, 5, _PRICED, reported=False),
+}
+
+
+def find_study(name: str) -> Study:
+    """The study of this name; raises `PlanError` where there is none."""
+    if name not in STUDIES:
+        raise PlanError(f"there is no grid {name!r}; use one of {', '.join(STUDIES)}")
+    return STUDIES[name]

@@ -1,0 +1,65 @@
+"""One trial of training with a price on bits: a cell in, rows of a file's bytes and accuracy out.
+
+    fresh model ──quantize_──► train(λ, teacher) ──fold inputs──► sort hidden units ──► file ──► evaluate the file
+
+A cell is JSON: dataset, holdout, model, plan, step and bias_step (where reconstruction points begin), training (the
+fields of `RateTraining`), lam, inputs (scale and shift of the inputs in training), teacher or None, seed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from bitbook.apply import freeze, quantize_
+from bitbook.fold import fold_inputs
+from bitbook.models import build_model
+from bitbook.plan import Plan
+from bitbook.quantizer import FitOptions
+from bitbook.rate.training import RateTraining, train
+from bitbook.reorder import sort_units
+from bitbook.study.teacher import teacher_answers
+from bitbook.study.trial import load_parts, measure_file
+
+
+def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one cell; the result is that of `trial.run_trial`."""
+    clock = time.perf_counter
+    began = clock()
+    dataset, data = load_parts(cell["dataset"], cell["holdout"])
+    teacher = None
+    if cell["teacher"] is not None:
+        teacher = teacher_answers(cell["teacher"], cell["dataset"], cell["holdout"], data)
+    started = clock()
+    model = build_model(cell["model"], seed=cell["seed"])
+    for name, step in (("weights", cell["step"]), ("biases", cell["bias_step"])):
+        plan = Plan.from_json({"weights": cell["plan"][name]})
+        quantize_(model, plan, options=FitOptions(step=step, iterations=0))
+    scale, shift = cell["inputs"]
+    trained = train(
+        model,
+        (scale * data.train_x + shift, data.train_y),
+        None,
+        lam=cell["lam"],
+        training=RateTraining(**cell["training"]),
+        teacher=teacher,
+        seed=cell["seed"],
+    )
+    if (scale, shift) != (1.0, 0.0):
+        fold_inputs(_first_layer(trained.model), scale, shift, options=FitOptions(step=cell["bias_step"], iterations=0))
+    sort_units([module for module in trained.model.modules() if isinstance(module, nn.Linear)])
+    artifact = freeze(trained.model)
+    fitted = clock()
+    return {
+        **measure_file(artifact, cell["model"], dataset, data, batch=500),
+        "start_losses": [],
+        "losses": [epoch.loss for epoch in trained.epochs],
+        "seconds": {"start": started - began, "fit": fitted - started, "evaluate": clock() - fitted},
+    }
+
+
+def _first_layer(model: nn.Module) -> nn.Module:
+    return next(module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d))

@@ -1,0 +1,88 @@
+"""Training with a price or to a budget, on the embedded digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bitbook import ECSQ, FitOptions, Plan, load, save
+from bitbook.data import load_dataset
+from bitbook.errors import BudgetError, PlanError
+from bitbook.loop import evaluate
+from bitbook.models import build_model
+from bitbook.rate.training import Epoch, RateTraining, Trained, train
+
+MODEL = "mlp-64-32-16-10"
+PLAN = Plan({"*.weight": ECSQ(3), "*.bias": ECSQ()})
+SHORT = RateTraining(epochs=12, batch=64, lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    data = load_dataset("digits")
+    return (data.train_x + 1) / 2, data.train_y, (data.test_x + 1) / 2, data.test_y
+
+
+def trained(digits: tuple[Tensor, ...], **given: object) -> Trained:
+    model = build_model(MODEL, seed=0)
+    options = FitOptions(step=0.4, iterations=0)
+    return train(model, digits[:2], PLAN, **{"training": SHORT, "options": options, **given})  # type: ignore[arg-type]
+
+
+def test_a_higher_price_gives_a_smaller_file(digits: tuple[Tensor, ...], tmp_path: Path) -> None:
+    found = [trained(digits, lam=lam) for lam in (1e-5, 3e-4)]
+    assert found[1].bytes < 0.8 * found[0].bytes
+    for result in found:
+        path = tmp_path / "net.safetensors"
+        save(result.artifact, path)
+        assert path.stat().st_size == result.bytes
+        fresh = load(path, build_model(MODEL, seed=1))
+        x = digits[2]
+        assert torch.equal(fresh(x), result.model.eval()(x))  # the file is what training saw
+        assert evaluate(fresh, x, digits[3]).accuracy > 60
+
+
+def test_a_budget_is_kept(digits: tuple[Tensor, ...]) -> None:
+    seen: list[Epoch] = []
+    result = trained(digits, budget=450, after_epoch=seen.append)
+    assert result.bytes <= 450
+    assert seen == list(result.epochs) and len({epoch.lam for epoch in seen}) > 1
+    assert evaluate(result.model, *digits[2:]).accuracy > 60
+
+
+def test_a_budget_out_of_reach_names_the_smallest_file(digits: tuple[Tensor, ...]) -> None:
+    with pytest.raises(BudgetError, match=r"no file of 60 bytes after .* the smallest has \d+") as caught:
+        trained(digits, budget=60, training=RateTraining(epochs=3, batch=256, lr=1e-2))
+    assert "header" in str(caught.value)
+
+
+def test_the_same_seed_gives_the_same_bytes(digits: tuple[Tensor, ...]) -> None:
+    quick = RateTraining(epochs=2, batch=128)
+    a, b = (trained(digits, lam=1e-4, training=quick) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(*(r.artifact.state_dict().values() for r in (a, b)), strict=True))
+
+
+def test_a_teacher_joins_the_labels(digits: tuple[Tensor, ...]) -> None:
+    x, y = digits[:2]
+    wrong = nn.functional.one_hot((y + 1) % 10, 10).float() * 20  # a teacher that is always off by one
+    result = trained(digits, lam=0.0, teacher=wrong, training=RateTraining(12, 64, 1e-2, distill=1.0))
+    assert evaluate(result.model, x, (y + 1) % 10).accuracy > 80
+    with pytest.raises(PlanError, match="rows of logits"):
+        trained(digits, lam=0.0, teacher=wrong[:5])
+
+
+@pytest.mark.parametrize("given", [{}, {"lam": 1.0, "budget": 10}, {"lam": -1.0}, {"lam": float("nan")}])
+def test_price_and_budget_are_checked(digits: tuple[Tensor, ...], given: dict[str, float]) -> None:
+    with pytest.raises(PlanError, match="lam"):
+        trained(digits, **given)
+
+
+def test_the_model_given_stays_as_it_is(digits: tuple[Tensor, ...]) -> None:
+    model = build_model(MODEL, seed=0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, digits[:2], PLAN, lam=1e-4, training=RateTraining(epochs=1, batch=512))
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
