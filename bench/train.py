@@ -29,7 +29,19 @@ from jaxtyping import Int, UInt8
 from torch import Generator, Tensor, nn
 
 import literal
-from bitbook import Activation, Binary, Codebook, FitOptions, Plan, Ternary, Training, Uniform, quantize_
+from bitbook import (
+    ECSQ,
+    Activation,
+    Binary,
+    Codebook,
+    FitOptions,
+    Plan,
+    Pricing,
+    Ternary,
+    Training,
+    Uniform,
+    quantize_,
+)
 from bitbook.data import load_mnist
 from bitbook.data.mnist import pixels
 from bitbook.loop import evaluate, run_epochs
@@ -230,6 +242,42 @@ def time_steps(repetitions: int, steps: int, now: Now) -> list[Row]:
     return rows
 
 
+def time_priced_steps(repetitions: int, steps: int, now: Now) -> list[Row]:
+    """Steps with a price on bits against float steps, both with Adam at batch 256, in blocks that alternate."""
+    generator = Generator().manual_seed(0)
+    x = torch.rand(256, 784, generator=generator)
+    y = torch.randint(10, (256,), generator=generator)
+
+    def block(model: nn.Module, optimizer: torch.optim.Optimizer, pricing: Pricing | None) -> float:
+        clock = Stopwatch(now)
+        for _ in range(steps):
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            if pricing is not None:
+                pricing.add()
+            optimizer.step()
+            if pricing is not None:
+                pricing.step()
+        return clock() / steps
+
+    rows = []
+    weights = {"*.weight": ECSQ(3)}
+    for name, plan in (("ECSQ(3)", weights), ("ECSQ(3), biases too", {**weights, "*.bias": ECSQ()})):
+        model, priced = build_model(MODEL, seed=0), build_model(MODEL, seed=0)
+        quantize_(priced, Plan(plan), options=FitOptions(step=0.1, iterations=0))
+        every = 1 << 30
+        both = [
+            (net, torch.optim.Adam(net.parameters(), lr=1e-3, fused=True), pricing)
+            for net, pricing in ((model, None), (priced, Pricing(priced, 1e-6, steps=every, smooth=0.0, ramp=0.0)))
+        ]
+        for each in both:
+            block(*each)  # warm up
+        times = [[block(*each) for each in both] for _ in range(repetitions)]
+        rows.append(Row.of(name, [t[1] for t in times], [t[0] for t in times], at_most=2.0))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the ratios to this file")
@@ -253,6 +301,9 @@ def main() -> None:
     print("\nTime of a quantization-aware step / a float step, batch 64, 784-128-64-10")
     steps = time_steps(11 if arguments.quick else 61, steps=25, now=now)
     print(*steps, sep="\n")
+    print("\nTime of a step with a price on bits / a float step, Adam, batch 256, rates counted every 60 steps")
+    priced = time_priced_steps(5 if arguments.quick else 21, steps=60, now=now)
+    print(*priced, sep="\n")
 
     if arguments.json is not None:
         result: dict[str, Any] = {
@@ -265,6 +316,7 @@ def main() -> None:
             "machine": platform.machine(),
             "literal_over_ours": [asdict(row) for row in trials],
             "quantized_over_float_step": [asdict(row) for row in steps],
+            "priced_over_float_step": [asdict(row) for row in priced],
         }
         arguments.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 

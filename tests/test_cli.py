@@ -206,6 +206,10 @@ EVALUATE = "evaluate small.safetensors --data digits --model"
         (f"{SMALL} --recipe Uniform(4) --epochs 3", "--epochs needs --data"),
         (f"{SMALL} --recipe Uniform(4) --epochs 3 --data digits --lr -1", "positive learning rate"),
         (f"{SMALL} --recipe Uniform(4) --epochs three", "--epochs"),
+        (f"{SMALL} --budget 4KB", "need --data"),
+        (f"{SMALL} --budget 4KB --lam 1e-5 --data digits", "either lam"),
+        (f"{SMALL} --budget 4XB --data digits", "'4XB' is no size"),
+        (f"{SMALL} --recipe Uniform(4) --distill", "--distill goes with"),
         (f"{SMALL} --recipe Uniform(4) --data digist", "no data set 'digist'; use digits"),
         (f"{SMALL} --recipe Uniform(4) --data mine:number", "returned int"),
         (f"{SMALL} --recipe Uniform(4) --data mine:data", "does not take the examples of mine:data"),
@@ -358,3 +362,11 @@ def test_version_and_bare_call(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out
     assert all(f" {command} " in text for command in COMMANDS)
+
+
+def test_a_budget_gives_a_file_within_it(trained: tuple[nn.Module, Path], folder: Path) -> None:
+    options = ["--budget", "0.7KB", "--epochs", 12, "--batch", 32, "--data", "digits", "--distill"]
+    said = run_json("compress", "--model", MODEL, "--weights", trained[1], *options, "-o", "small.safetensors")
+    assert said["bytes"] == (folder / "small.safetensors").stat().st_size <= 700
+    assert said["accuracy"]["test"]["after"] > 85
+    assert all("ECSQ" in tensor["stored_as"] for tensor in said["tensors"] if tensor["tensor"] != "header")

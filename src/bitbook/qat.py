@@ -140,6 +140,12 @@ class FakeQuantize(nn.Module):
         """The values of the magnitudes 1, 2, …, see `Quantizer.ladder`."""
         return self.recipe.ladder({name: value.detach() for name, value in self._side_values().items()})
 
+    def ladder_parameter(self) -> nn.Parameter | None:
+        """The parameter that is the ladder, where it learns and is stored as a float."""
+        source = dict(self._sources()).get("points")
+        learns = source is not None and isinstance(source.recipe, Float) and isinstance(source.latent, nn.Parameter)
+        return cast(nn.Parameter, source.latent) if source is not None and learns else None
+
     @torch.no_grad()
     def freeze_codes(self) -> Tensor:
         """The codes of the last forward, of a recipe with one stream, on their grid."""

@@ -47,15 +47,15 @@ def test_a_higher_price_gives_a_smaller_file(digits: tuple[Tensor, ...], tmp_pat
 
 def test_a_budget_is_kept(digits: tuple[Tensor, ...]) -> None:
     seen: list[Epoch] = []
-    result = trained(digits, budget=450, after_epoch=seen.append)
-    assert result.bytes <= 450
-    assert seen == list(result.epochs) and len({epoch.lam for epoch in seen}) > 1
-    assert evaluate(result.model, *digits[2:]).accuracy > 60
+    result = trained(digits, budget=500, after_epoch=seen.append)
+    assert 450 <= result.bytes <= 500
+    assert seen == list(result.epochs) and result.lam == seen[-1].lam
+    assert evaluate(result.model, *digits[2:]).accuracy > 80
 
 
 def test_a_budget_out_of_reach_names_the_smallest_file(digits: tuple[Tensor, ...]) -> None:
     with pytest.raises(BudgetError, match=r"no file of 60 bytes after .* the smallest has \d+") as caught:
-        trained(digits, budget=60, training=RateTraining(epochs=3, batch=256, lr=1e-2))
+        trained(digits, budget=60, training=RateTraining(epochs=2, batch=256, lr=1e-2))
     assert "header" in str(caught.value)
 
 

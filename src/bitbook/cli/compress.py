@@ -82,8 +82,8 @@ def compress(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Bytes that the file may have, such as 4000, 4KB or 1.5MB (1 KB = 1,000 bytes): training steers the "
-            "price of a bit until the file fits. Needs --data; without a recipe, everything is entropy-coded."
+            help="Bytes that the file may have, such as 4000, 4KB or 1.5MB (1 KB = 1,000 bytes): trains a few times, "
+            "each at another price of a bit. Needs --data; without a recipe, everything is entropy-coded."
         ),
     ] = None,
     lam: Annotated[float | None, typer.Option(help="Instead of a budget: the price of a bit, say 1e-5.")] = None,

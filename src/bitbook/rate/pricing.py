@@ -27,6 +27,9 @@ from bitbook.rate.rates import Rates, fit_rates
 from bitbook.scalar import ladder
 from bitbook.slot import slots
 
+_FLOOR = 0.5
+"""Share of its first value below which a first level does not fall: the closer it is to zero, the more weights reach it
+and pull it further, until nothing is zero any more."""
 _LEAST_DISTANCE = 1e-6  # between two points that fell together: no price is steeper
 
 
@@ -62,6 +65,11 @@ class Pricing:
         self.lam, self.steps, self.ramp, self.smooth, self.refit = lam, steps, ramp, smooth, refit
         self.done = 0
         self._sources = list(_priced_sources(model))
+        self._floors = [
+            (parameter, _FLOOR * parameter.detach()[:, :1])
+            for source in self._sources
+            if (parameter := source.ladder_parameter()) is not None
+        ]
         if not self._sources:
             raise PlanError("no weight of the model is quantized so that a price could steer it; plan ECSQ() for some")
         self._priced: list[_Priced] = []
@@ -84,7 +92,10 @@ class Pricing:
             _add_price(latent, latent.grad, priced, lam)
 
     def step(self) -> None:
-        """Advance the schedule; call it after the optimizer."""
+        """Advance the schedule, and keep what the optimizer has moved in its bounds; call it after the optimizer."""
+        with torch.no_grad():
+            for points, floor in self._floors:
+                torch.maximum(points[:, :1], floor, out=points[:, :1])
         self.done += 1
         self._schedule()
 

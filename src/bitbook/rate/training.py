@@ -1,16 +1,16 @@
 """Training that pays for every bit: at a given price, or to a given number of bytes.
 
 model ──quantize_(plan)──► latents ──epochs: loss + λ · bits──► freeze ──► Artifact
-                              ▲                        │
-                              └── λ up or down ◄── bytes of the file, once an epoch (with a budget)
+  ▲                                                                           │
+  └──────────── with a budget: once more, at another λ ◄── bytes of the file ─┘
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -27,9 +27,11 @@ from bitbook.quantizer import FitOptions
 from bitbook.rate.pricing import Pricing
 
 _FIRST_LAM = 1e-5  # where the search for a budget's λ begins
-_MOST_CHANGE = 2.0  # of λ from one epoch to the next
-_ROUNDS = 4  # of further training where the file is still too large at the end
-_AIM = 0.98  # of the budget: what λ is steered to
+_ROUNDS = 6  # trainings that the search may take
+_ENOUGH = 0.93  # of the budget: a file so large ends the search
+_AIM = 0.97  # of the budget: what the next λ aims at
+_USUAL_SLOPE = 0.6  # of log bytes against log λ, until trainings on both sides tell
+_LEAST_STEP = math.log(2.0)  # of log λ from one training to the next, while the budget is beyond all of them
 _SQUEEZED = 1.05  # times the budget: a file up to so large loses its least useful codes instead
 
 
@@ -105,7 +107,7 @@ def train(
         data: inputs and labels.
         plan: at least one weight's recipe must have magnitudes to price, as `ECSQ` has.
         lam: λ, loss per bit; more of it, fewer bytes.
-        budget: bytes that the file may have, instead of `lam`: λ is steered after each epoch.
+        budget: bytes that the file may have, instead of `lam`, which is searched for in up to six trainings.
         training: epochs, rates, schedules.
         teacher: logits for every example, or a model that gives them; its answers join the labels.
         options: how side tensors are first found; `options.step` is where the steps of `ECSQ` begin.
@@ -121,33 +123,67 @@ def train(
         raise PlanError("give either lam, the price of a bit, or budget, the bytes that the file may have")
     if lam is not None and not (lam >= 0 and math.isfinite(lam)):
         raise PlanError(f"lam={lam}: use a finite price, zero or more")
-    model = copy.deepcopy(model)
-    generator = Generator().manual_seed(seed)
-    if plan is not None:
-        quantize_(model, plan, options=options, regime=regime, generator=generator)
     x, y = data
     targets = _answers(teacher, x) if teacher is not None and training.distill else None
     epochs: list[Epoch] = []
-    price = _FIRST_LAM if lam is None else lam
-    size, smallest = 0, math.inf
-    for round_ in range(1 if budget is None else 1 + _ROUNDS):
-        again = training if round_ == 0 else replace(
-            training, epochs=max(training.epochs // 3, 1), lr=training.lr / 2, ramp=0.0, smooth=0.0
-        )  # fmt: skip
-        pricing = _run(model, x, y, targets, again, price, budget, generator, epochs, after_epoch)
-        price = pricing.lam
+
+    def trained_at(price: float) -> Trained:
+        copied, generator = copy.deepcopy(model), Generator().manual_seed(seed)
+        if plan is not None:
+            quantize_(copied, plan, options=options, regime=regime, generator=generator)
+        pricing = _run(copied, x, y, targets, training, price, generator, epochs, after_epoch)
         if budget is not None:
-            _squeeze(model, pricing, budget)
-        artifact = freeze(model)
-        size = len(to_bytes(artifact)[0])
-        smallest = min(smallest, size)
-        if budget is None or size <= budget:
-            return Trained(artifact, model, price, tuple(epochs), size)
-        price *= max((size / budget) ** 4, _MOST_CHANGE)
+            _squeeze(copied, pricing, budget)
+        artifact = freeze(copied)
+        return Trained(artifact, copied, price, tuple(epochs), len(to_bytes(artifact)[0]))
+
+    if lam is not None:
+        return trained_at(lam)
+    assert budget is not None
+    return _search(trained_at, budget)
+
+
+def _search(trained_at: Callable[[float], Trained], budget: int) -> Trained:
+    """The largest file within the budget over a few trainings, each at the λ that those before it suggest.
+
+    Sizes fall with λ about as a power of it: between two trainings on either side of the budget, and beyond all of
+    them, λ is read off a straight line of logarithms.
+    """
+    found: list[Trained] = []
+    price = _FIRST_LAM
+    for _ in range(_ROUNDS):
+        found.append(trained_at(price))
+        if _ENOUGH * budget <= found[-1].bytes <= budget:
+            break
+        price = _next_price(found, budget)
+    within = [result for result in found if result.bytes <= budget]
+    if within:
+        return max(within, key=lambda result: result.bytes)
+    smallest = min(found, key=lambda result: result.bytes)
     raise BudgetError(
-        f"no file of {budget} bytes after {len(epochs)} epochs; the smallest has {smallest}. "
-        f"{_heaviest(artifact)} Plan a quantizer for what is dense, use a smaller model, or train longer"
+        f"no file of {budget} bytes after {len(smallest.epochs)} epochs; the smallest has {smallest.bytes}, at λ "
+        f"{smallest.lam:.2g}. {_heaviest(smallest.artifact)} Plan a quantizer for what is dense, use a smaller model, "
+        "or train longer"
     )
+
+
+def _next_price(found: Sequence[Trained], budget: int) -> float:
+    """λ at which a line through the nearest trainings on either side meets the budget, on logarithmic axes.
+
+    With all on one side it goes on to the other, further each time.
+    """
+    goal = math.log(_AIM * budget)
+    at = [(math.log(result.bytes) - goal, math.log(result.lam)) for result in found]
+    # Chance can give a larger λ the larger file, so the sides are told by the λ next to the other side.
+    above = max((p for p in at if p[0] > 0), key=lambda p: p[1], default=None)
+    below = min((p for p in at if p[0] <= 0), key=lambda p: p[1], default=None)
+    if above is not None and below is not None:
+        share = above[0] / (above[0] - below[0])
+        return math.exp(above[1] + share * (below[1] - above[1]))
+    if above is not None:
+        return math.exp(above[1] + max(above[0] / _USUAL_SLOPE, len(found) * _LEAST_STEP))
+    assert below is not None
+    return math.exp(below[1] + min(below[0] / _USUAL_SLOPE, -len(found) * _LEAST_STEP))
 
 
 def _run(
@@ -157,7 +193,6 @@ def _run(
     targets: Tensor | None,
     training: RateTraining,
     lam: float,
-    budget: int | None,
     generator: Generator,
     epochs: list[Epoch],
     after_epoch: Callable[[Epoch], None] | None,
@@ -192,8 +227,6 @@ def _run(
         epochs.append(Epoch(len(epochs), float(total) / batches, pricing.lam, pricing.bits))
         if after_epoch is not None:
             after_epoch(epochs[-1])
-        if budget is not None and pricing.done >= training.smooth * pricing.steps:
-            pricing.lam *= min(max(_size(model) / (_AIM * budget), 1 / _MOST_CHANGE), _MOST_CHANGE)
     pricing.finish()
     return pricing
 

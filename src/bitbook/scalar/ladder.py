@@ -72,6 +72,10 @@ def _nearest(w, points, dead_zone, size, value):
         for i in range(n):
             x = w[b, i]
             m = abs(x)
+            if m <= middles[0]:  # most are
+                size[b, i] = 0
+                value[b, i] = 0
+                continue
             q = np.int32(0)
             for k in range(count):
                 q += m > middles[k]
@@ -108,16 +112,19 @@ def _points_gradient(w, size, grad, total):
 
 def _add_price(w, grad, classes, points, slopes, lam):
     blocks, n = w.shape
-    rungs = min(points.shape[1], slopes.shape[2] - 1)
+    kinds, steps = slopes.shape[1], slopes.shape[2]
+    rungs = min(points.shape[1], steps - 1)
+    table = np.empty(kinds * steps, np.float32)
     for b in range(blocks):
+        for c in range(kinds):
+            for k in range(steps):
+                table[c * steps + k] = lam * slopes[b, c, k]
+        p, row, own, kind = points[b], w[b], grad[b], classes[b]
         for i in range(n):
-            x = w[b, i]
+            x = row[i]
             m = abs(x)
-            k = 0
-            for j in range(rungs):
-                k += m >= points[b, j]
-            slope = lam * slopes[b, classes[b, i], k]
-            if x > 0:
-                grad[b, i] += slope
-            elif x < 0:
-                grad[b, i] -= slope
+            place = np.uint64(kind[i]) * np.uint64(steps)
+            if m >= p[0]:  # few are
+                for j in range(rungs):
+                    place += np.uint64(m >= p[j])
+            own[i] += np.copysign(table[place], x) if x != 0 else np.float32(0)

@@ -34,12 +34,11 @@ MARGIN = -0.23
 It is negative because the held-out images are harder than the test images: over the trials of `mnist.csv` that reach
 96.5 % on test, the accuracy there is 0.23 points higher.
 """
-TUNING_SEEDS = (1000, 1001)
+TUNING_SEEDS = (1000,)
 LADDERS: Mapping[tuple[str, bool], Sequence[float]] = {
-    (MLP, True): (4e-6, 5e-6, 6.5e-6, 7.2e-6, 1e-5, 1.2e-5, 1.4e-5),
-    (MLP, False): (1.5e-6, 2.5e-6, 4e-6, 6e-6, 9e-6),
+    (MLP, False): (2e-6, 4e-6, 6e-6, 9e-6, 1.3e-5),
+    (MLP, True): (4e-6, 5e-6, 6.5e-6, 8e-6, 1e-5, 1.2e-5),
     (LENET_300_100, True): (2.5e-6, 3.5e-6, 5e-6),
-    (LENET_5, True): (6e-6, 1.2e-5, 2.4e-5),
 }
 """The prices λ that are tried for each model, with and without a teacher."""
 
@@ -189,6 +188,9 @@ def document(results: Sequence[Mapping[str, Any]]) -> str:
             "aim": row.aim,
             "λ": f"{mine[0]['cell']['lam']:g}",
         })  # fmt: skip
+    there = {(line["model"], line["accuracy to keep"]) for line in lines}
+    left_out = [f"{row.model} at {row.target:g} %" for row in ROWS if (row.model, f"{row.target:g} %") not in there]
+    left_out_text = f"Not run: {'; '.join(left_out)}." if left_out else ""
     parts: dict[str, list[float]] = defaultdict(list)
     for record in results:
         if record["cell"]["model"] == MLP:
@@ -202,12 +204,14 @@ every trial is a row per split in [headline.csv](headline.csv). Bytes are the le
 included; accuracies are those of the file, read back into a fresh model; mean ± 95 % over training seeds.
 
 One recipe per row: integer weights with three reconstruction points a layer, a price λ on every bit in training, the
-context-mixing coder. Only λ differs. It is the highest of a ladder whose mean validation accuracy over two other seeds
+context-mixing coder. Only λ differs. It is the highest of a ladder whose mean validation accuracy over other seeds
 reaches the target plus a margin of {MARGIN} points (`bitbook study --dataset headline-tuning`). The margin is negative
 because the held-out images are harder than the test images, by 0.23 points over the trials of
 [mnist.csv](mnist.csv) that reach 96.5 % there. A miss is a miss.
 
 {markdown_table(lines, list(lines[0]))}
+{left_out_text}
+
 The teacher is a convolutional network of 258,000 weights trained on the same 55,000 images, moved by up to two pixels.
 Its logits join the labels (0.9 to 0.1); inputs from 0 to 1 are folded into the first layer afterwards, so that the file
 is an ordinary network for inputs from −1 to 1. "Alone" has neither.
