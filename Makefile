@@ -12,7 +12,7 @@ FIND_TORCH := import pathlib, torch; \
 	print(pathlib.Path(torch.__file__).parents[1])
 
 .DELETE_ON_ERROR:
-.PHONY: help setup study results test test-slow bench clean
+.PHONY: help setup study results headline entropy test test-slow bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,14 @@ study: $(STAMP) ## run the study on DATASET; report, tables and figures go to ru
 results: ## run the whole MNIST experiment and write docs/results/ from it
 	$(MAKE) study DATASET=mnist
 	$(PY) -m bitbook.study.document runs/mnist docs/results --readme README.md
+
+headline: ## how few bytes keep an accuracy: five seeds of each row, and docs/results/headline.md
+	$(MAKE) study DATASET=headline
+	$(PY) -m bitbook.study.headline write runs/headline docs/results
+
+entropy: ## every trained file at fixed width and entropy-coded, and docs/results/entropy.md
+	$(MAKE) study DATASET=entropy
+	$(PY) -m bitbook.study.entropy runs/entropy docs/results
 
 test: $(STAMP) ## lint, format check, types, and the quick tests
 	$(PY) -m ruff check

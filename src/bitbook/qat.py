@@ -83,7 +83,7 @@ class FakeQuantize(nn.Module):
             fixed = Generator().manual_seed(0)  # as quantize_side: a function of the value alone
             source = FakeQuantize(child.recipe, value, regime=follows, options=below, generator=fixed)
             self.side.add_module(name, source)
-        self._refreshes = not learned and bool(self.side._modules)
+        self.refreshes = not learned and bool(self.side._modules)
         self.recipe = with_children(self.recipe, {name: source.recipe for name, source in self._sources()})
         self._exact = self.recipe == Float() and not frozen and regime.reassign_every == 1
         self._code_names: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class FakeQuantize(nn.Module):
             if not self.rounding:
                 return latent
             w = latent.float()
-            side = self._refreshed(w) if self._refreshes else self._side_values()
+            side = self._refreshed(w) if self.refreshes else self._side_values()
             if self._code_names:
                 value = self._between_assignments(w, side)
             else:
@@ -156,7 +156,7 @@ class FakeQuantize(nn.Module):
     def freeze(self, price: Price | None = None) -> Quantized:
         """What the last forward stood for, in compressed form; with a price, codes that are worth their bits."""
         w = None if self.latent is None else checked(self.latent)
-        if w is not None and self._refreshes:
+        if w is not None and self.refreshes:
             self._refreshed(w)
         side = {name: source.freeze() for name, source in self._sources()}
         codes: Mapping[str, Tensor] = self.codes

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from bitbook import ECSQ, Codebook, FitOptions, Plan, quantize_
+from bitbook import ECSQ, Codebook, FitOptions, Plan, Quantizer, Regime, Uniform, quantize_
 from bitbook.errors import PlanError
 from bitbook.rate.pricing import Pricing
 from bitbook.slot import slots
@@ -81,4 +81,30 @@ def test_a_model_without_magnitudes_is_refused() -> None:
     model = nn.Sequential(nn.Linear(12, 20))
     quantize_(model, Plan({"*.weight": Codebook(4, (1, 4))}))
     with pytest.raises(PlanError, match="ECSQ"):
+        Pricing(model, 1.0, steps=10)
+
+
+@pytest.mark.parametrize("recipe", [Uniform(4), Uniform(4, (1, -1)), ECSQ(2)], ids=str)
+def test_every_order_of_magnitudes_can_be_priced(recipe: Quantizer) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20))
+    with torch.no_grad():
+        model[0].weight.pow_(3).mul_(10)  # type: ignore[operator]  # large ones are rare, as in trained layers
+    quantize_(model, Plan({"*.weight": recipe}), regime=Regime(side="learned"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    pricing = Pricing(model, 0.05, steps=61, ramp=0.0, smooth=0.0, refit=10)
+    before = pricing.bits
+    for _ in range(60):
+        optimizer.zero_grad()
+        pricing.add()
+        optimizer.step()
+        pricing.step()
+    assert pricing.bits < 0.85 * before
+
+
+def test_a_scale_that_follows_the_weights_takes_the_price_away() -> None:
+    """Under a min–max scale, smaller weights are the same codes: nothing would be saved."""
+    model = nn.Sequential(nn.Linear(12, 20))
+    quantize_(model, Plan({"*.weight": Uniform(4)}))
+    with pytest.raises(PlanError, match="learned scale"):
         Pricing(model, 1.0, steps=10)

@@ -49,7 +49,8 @@ class Pricing:
     """Adds the price of all quantized weights of `model` that have an order of magnitudes to their gradients.
 
     Args:
-        model: quantized in place; weights keep their latents (`Regime(codes="latent")`, the scalars' habit).
+        model: quantized in place; weights keep their latents (`Regime(codes="latent")`, the scalars' habit), and their
+            levels are fixed or learn.
         lam: λ, loss per bit.
         steps: of the whole training.
         ramp: share of the steps over which λ rises from zero.
@@ -71,7 +72,9 @@ class Pricing:
             if (parameter := source.ladder_parameter()) is not None
         ]
         if not self._sources:
-            raise PlanError("no weight of the model is quantized so that a price could steer it; plan ECSQ() for some")
+            raise PlanError(
+                "no weight of the model is quantized so that a price could steer it; plan ECSQ(), or a learned scale"
+            )
         self._priced: list[_Priced] = []
         self._schedule()
 
@@ -132,7 +135,9 @@ def _priced_sources(model: nn.Module) -> Iterator[FakeQuantize]:
         for source in slots(module).values():
             if isinstance(source, FakeQuantize) and source.latent is not None and id(source) not in seen:
                 seen.add(id(source))
-                if len(source.recipe.layout(source.shape)) == 1 and source.ladder() is not None:
+                one_stream = len(source.recipe.layout(source.shape)) == 1
+                # Where scales follow the weights, smaller weights would be the same codes.
+                if one_stream and not source.refreshes and source.ladder() is not None:
                     yield source
 
 

@@ -156,6 +156,11 @@ class Uniform(Quantizer):
         steps = grid.tiles(codes["codes"].float()) - (self.q_max if zero is None else zero)
         return grid.untile(steps * scale, shape)
 
+    def ladder(self, side: Mapping[str, Tensor]) -> Tensor | None:
+        if not self.symmetric:  # zero may be anywhere
+            return None
+        return side["scale"].reshape(-1, 1) * torch.arange(1, self.q_max + 1)
+
     def surrogate(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Tensor:
         """Straight through within the range, zero outside; to the scale as in LSQ (Esser et al. 2020, eq. 3)."""
         scale = side["scale"]
