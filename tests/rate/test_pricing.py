@@ -91,15 +91,10 @@ def test_every_order_of_magnitudes_can_be_priced(recipe: Quantizer) -> None:
     with torch.no_grad():
         model[0].weight.pow_(3).mul_(10)  # type: ignore[operator]  # large ones are rare, as in trained layers
     quantize_(model, Plan({"*.weight": recipe}), regime=Regime(side="learned"))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    pricing = Pricing(model, 0.05, steps=61, ramp=0.0, smooth=0.0, refit=10)
-    before = pricing.bits
-    for _ in range(60):
-        optimizer.zero_grad()
-        pricing.add()
-        optimizer.step()
-        pricing.step()
-    assert pricing.bits < 0.85 * before
+    latent = slots(model[0])["weight"].latent
+    Pricing(model, 0.05, steps=10, ramp=0.0, smooth=0.0).add()
+    pull = latent.grad * torch.sign(latent)  # type: ignore[arg-type, operator, union-attr]
+    assert bool((pull >= 0).all()) and (pull > 0).float().mean() > 0.2  # gradients are gone down: towards zero
 
 
 def test_a_scale_that_follows_the_weights_takes_the_price_away() -> None:
