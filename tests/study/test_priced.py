@@ -60,7 +60,11 @@ def test_the_headline_says_what_was_kept_and_what_was_missed(monkeypatch: pytest
     results = [record(cell, priced.run_trial(cell)) for cell in cells]
     text = headline.document(results)
     sizes = [r["result"]["bytes"] for r in results]
-    assert f"{min(sizes):,}–{max(sizes):,}" in text and "| yes |" in text and "Not run: lenet-5 at 99 %." in text
+    assert (
+        f"{min(sizes):,}–{max(sizes):,}" in text
+        and "| yes |" in text
+        and "lenet-5 at 99 %, with a teacher: not run" in text
+    )
     for r in results:
         for scored in r["result"]["rows"]:
             scored["accuracy"] = 50.0

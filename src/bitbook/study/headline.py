@@ -190,14 +190,12 @@ def document(results: Sequence[Mapping[str, Any]]) -> str:
             "bytes, mean": round(fmean(sizes)),
             "range": f"{min(sizes):,}–{max(sizes):,}",
             "test accuracy": f"{mean:.2f} ± {(high - low) / 2:.2f}",
-            "kept": "yes" if mean >= row.target else "**missed**",
+            "kept": "yes" if mean >= row.target else "missed",
             "best other": row.best_other,
             "aim": row.aim,
             "λ": f"{mine[0]['cell']['lam']:g}",
         })  # fmt: skip
-    there = {(line["model"], line["accuracy to keep"]) for line in lines}
-    left_out = [f"{row.model} at {row.target:g} %" for row in ROWS if (row.model, f"{row.target:g} %") not in there]
-    left_out_text = f"Not run: {'; '.join(left_out)}." if left_out else ""
+    left_out_text = _left_out([row for row in ROWS if not any(_belongs(r["cell"], row) for r in results)])
     parts: dict[str, list[float]] = defaultdict(list)
     for record in results:
         if record["cell"]["model"] == MLP:
@@ -226,6 +224,16 @@ is an ordinary network for inputs from −1 to 1. "Alone" has neither.
 Where the bytes of the MLP's files are, mean over all of its rows:
 
 {markdown_table(where, list(where[0])) if where else ""}"""
+
+
+def _left_out(rows: Sequence[Row]) -> str:
+    """Why rows have no trials."""
+    reasons = []
+    for row in rows:
+        tried = (row.model, row.taught) in LADDERS
+        why = "no price of its ladder keeps it on validation" if tried else "not run"
+        reasons.append(f"{row.model} at {row.target:g} %, {'with a teacher' if row.taught else 'alone'}: {why}")
+    return f"Without trials: {'; '.join(reasons)}." if reasons else ""
 
 
 def _belongs(cell: Mapping[str, Any], row: Row) -> bool:
