@@ -156,7 +156,7 @@ def csv_rows(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "model": cell["model"],
             "family": cell["family"],
             "recipe": f"{cell['method']}, {cell['recipe']}",
-            "coder": "small",
+            "coder": "smallest",
             "seed": cell["seed"],
             "split": scored["split"],
             "bytes": found["bytes"],
