@@ -60,12 +60,12 @@ KINDS: Mapping[str, str] = {
 }
 """Curves: each the front, on validation, of the methods that `_kind` puts into it."""
 
-_BEST_SCALAR = f"{KINDS['scalar, learned scale']}, {CODED}"
+_SCALAR = f"{KINDS['scalar']}, {CODED}"
 PAIRS = [
     *((f"{kind}, {CODED}", f"{kind}, {FIXED}") for kind in KINDS.values()),
-    *((f"{KINDS[kind]}, {CODED}", _BEST_SCALAR) for kind in ("vectors", "fused", "rows", "pruned")),
+    *((f"{kind}, {CODED}", _SCALAR) for kind in KINDS.values() if kind != KINDS["scalar"]),
     (f"{KINDS['fused']}, {CODED}", f"{KINDS['vectors']}, {CODED}"),
-    *((PRICED, f"{KINDS[kind]}, {CODED}") for kind in ("scalar, learned scale", "fused", "pruned")),
+    *((PRICED, f"{KINDS[kind]}, {CODED}") for kind in ("scalar", "fused", "pruned")),
 ]
 
 
