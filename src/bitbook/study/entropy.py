@@ -182,7 +182,8 @@ def document(results: Sequence[Result], priced: Sequence[Mapping[str, str]]) -> 
     seeds = len({r["cell"]["seed"] for r in results})
     return f"""# Entropy coding: who wins on equal terms
 
-Made by `bitbook study --dataset entropy` and `python -m bitbook.study.entropy runs/entropy docs/results`:
+Made by `bitbook study --dataset entropy --seeds {seeds}` and
+`python -m bitbook.study.entropy runs/entropy docs/results`:
 {len(results)} trials, {seeds} seeds, MNIST, mlp-784-128-64-10, the strong start, then 5 epochs under the plan.
 Every file is a row per split in [entropy.csv](entropy.csv). Each trained network is written twice: at fixed width,
 an entry per tensor (format 1), and entropy-coded, one entry (format 2). Their difference is the coder and the header.
