@@ -41,7 +41,7 @@ def test_entropy_constrained_beats_plain_rounding_at_equal_bits() -> None:
         q = quantize_priced(ECSQ(3), w, lam, options=FitOptions(step=step, iterations=0))
         (spec,) = q.recipe.layout(q.shape)
         codes = q.codes["codes"]
-        return fit_rates(spec, codes).total(codes) / w.numel(), float((q.decode() - w).square().mean())
+        return fit_rates(spec, codes).bits / w.numel(), float((q.decode() - w).square().mean())
 
     plain = bits(2.2, 0.0)
     priced = min((bits(step, 0.12) for step in (1.4, 1.6, 1.8)), key=lambda found: found[1] + 0.3 * found[0])

@@ -15,7 +15,7 @@ from bitbook.study import entropy, headline, priced
 from bitbook.study.catalogue import STUDIES, find_study
 from bitbook.study.grid import DIGITS, digits_recipes, grid
 from bitbook.study.storage import cell_id
-from bitbook.study.teacher import teacher_answers
+from bitbook.study.teacher import lessons
 from bitbook.study.trial import STARTS_FOLDER, load_parts, run_trial
 
 SMALL = {"epochs": 8, "batch": 32, "lr": 8e-3}
@@ -88,15 +88,21 @@ def test_each_trained_network_is_written_with_both_coders(tmp_path: Path, monkey
     assert {row["coder"] for row in rows} == {"fixed", "smallest"} and len(rows) == 4 * len(cells)
 
 
-def test_a_teacher_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("copies", [0, 3])
+def test_a_teacher_is_trained_once(copies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STARTS_FOLDER, str(tmp_path))
     _, data = load_parts("digits", 287)
     few = data._replace(train_x=data.train_x[:96], train_y=data.train_y[:96])
-    spec = {"model": DIGITS.model, "epochs": 2, "batch": 32, "lr": 1e-2, "seed": 0}
-    first = teacher_answers(spec, "digits", 287, few)
-    assert first.shape == (96, 10) and len(list(tmp_path.iterdir())) == 1
+    spec = {"model": DIGITS.model, "epochs": 2, "batch": 32, "lr": 1e-2, "seed": 0, "copies": copies}
+    first = lessons(spec, "digits", 287, few)
+    examples = 96 * max(copies, 1)
+    assert first.logits is not None and first.logits.shape == (examples, 10) and first.x.shape == (examples, 64)
+    assert torch.equal(first.y, few.train_y.repeat(max(copies, 1))) and len(list(tmp_path.iterdir())) == 1
+    assert torch.equal(first.x, few.train_x) if not copies else not torch.equal(first.x[:96], first.x[96:192])
+    assert first.x.min() >= few.train_x.min() and first.x.max() <= few.train_x.max()
     monkeypatch.setattr("bitbook.study.teacher._train", lambda *_: pytest.fail("trained again"))
-    assert torch.equal(teacher_answers(spec, "digits", 287, few), first)
+    again = lessons(spec, "digits", 287, few)
+    assert again.logits is not None and torch.equal(again.logits, first.logits) and torch.equal(again.x, first.x)
 
 
 def test_every_study_has_cells_of_its_own() -> None:

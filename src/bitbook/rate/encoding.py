@@ -33,9 +33,7 @@ def quantize_priced(
     for _ in range(rounds):
         rates = fit_rates(spec, found.codes[spec.name])
         error = (found.decode() - w.float()).square()
-        cost = float((error if importance is None else importance * error).sum()) + lam * rates.total(
-            found.codes[spec.name]
-        )
+        cost = float((error if importance is None else importance * error).sum()) + lam * rates.bits
         if cost < least:
             best, least = found, cost
         price = Price(lam, {spec.name: rates})

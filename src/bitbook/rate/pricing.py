@@ -6,7 +6,8 @@
     pricing.step()       # schedules; now and then the rates are counted anew
 
 Between two neighbouring levels of a weight, bits are taken to grow linearly, so the price pulls every weight towards
-zero, hardest where its row and column are empty: whole rows and columns die by themselves.
+zero, hardest where its row, its column and its surroundings are empty: whole rows and columns die by themselves, and
+what survives lies together, where a coder with contexts needs the fewest bits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bitbook.blocks import WHOLE, Grid
@@ -35,14 +36,14 @@ _LEAST_DISTANCE = 1e-6  # between two points that fell together: no price is ste
 
 @dataclass(frozen=True, eq=False)
 class _Priced:
-    """One source with its rates and what a unit of weight costs, by class and rung of the ladder."""
+    """One source with its rates and the bits that a unit of weight costs, by place below the first rung, by rung above."""
 
     source: FakeQuantize
     rates: Rates
     grid: Grid
-    classes: Int[Tensor, "blocks n"]
     rungs: Float[Tensor, "blocks magnitudes"]
-    slopes: Float[Tensor, "blocks classes rungs"]
+    first: Float[Tensor, "blocks n"]
+    above: Float[Tensor, "blocks magnitudes"]
 
 
 class Pricing:
@@ -81,7 +82,7 @@ class Pricing:
     @property
     def bits(self) -> float:
         """Bits of all priced weights at the last count."""
-        return sum(p.rates.total(p.source.freeze_codes()) for p in self._priced)
+        return sum(p.rates.bits for p in self._priced)
 
     @torch.no_grad()
     def add(self) -> None:
@@ -143,26 +144,21 @@ def _priced_sources(model: nn.Module) -> Iterator[FakeQuantize]:
 
 def _count(source: FakeQuantize) -> _Priced:
     rates = fit_rates(source.recipe.layout(source.shape)[0], source.freeze_codes())
+    assert rates.nonzero is not None  # what has a ladder has an order
     rungs = cast(Tensor, source.ladder()).contiguous()
-    heights = torch.cat([torch.zeros_like(rungs[:, :1]), rungs], 1)
-    more = max(heights.shape[1] + 1 - rates.table.shape[1], 0)
-    tail = rates.table[:, -1:] + torch.arange(1, more + 1) * rates.slope
-    rise = torch.cat([rates.table, tail], 1)[:, : heights.shape[1] + 1].diff(dim=1).clamp_min(0)
-    distance = heights.diff(dim=1)
-    distance = torch.cat([distance, distance[:, -1:]], 1)[:, : rise.shape[1]].clamp_min(_LEAST_DISTANCE)
+    distance = rungs.diff(dim=1)
+    distance = torch.cat([distance, distance[:, -1:] if distance.shape[1] else rungs], 1).clamp_min(_LEAST_DISTANCE)
     grid = Grid.of(source.shape, getattr(source.recipe, "block", WHOLE), pad=getattr(source.recipe, "pad", False))
-    classes = grid.split(rates.classes).to(torch.uint8).contiguous()
-    return _Priced(source, rates, grid, classes, rungs, (rise[None] / distance[:, None]).contiguous())
+    first = grid.split(rates.nonzero + rates.table[0]).clamp_min(0) / rungs[:, :1].clamp_min(_LEAST_DISTANCE)
+    return _Priced(source, rates, grid, rungs, first.contiguous(), rates.rises(rungs.shape[1]) / distance)
 
 
 def _add_price(w: Tensor, grad: Tensor, priced: _Priced, lam: float) -> None:
     blocks = priced.grid.split(w)
     if ladder.serve(blocks) and grad.is_contiguous() and priced.grid.split(grad).data_ptr() == grad.data_ptr():
-        ladder.add_price(blocks, priced.grid.split(grad), priced.classes, priced.rungs, priced.slopes, lam)
+        ladder.add_price(blocks, priced.grid.split(grad), priced.rungs, priced.first, priced.above, lam)
         return
-    last = priced.slopes.shape[2] - 1
-    place = priced.classes.long() * (last + 1)
-    for i in range(min(priced.rungs.shape[1], last)):
-        place += blocks.abs() >= priced.rungs[:, i : i + 1]
-    slope = priced.slopes.flatten(1).gather(1, place)
+    slope, size = priced.first, blocks.abs()
+    for i in range(priced.rungs.shape[1]):
+        slope = torch.where(size >= priced.rungs[:, i : i + 1], priced.above[:, i : i + 1], slope)
     grad.add_(priced.grid.join(torch.sign(blocks) * slope, tuple(w.shape)), alpha=lam)

@@ -31,9 +31,12 @@ def points_gradient(w: Tensor, size: Tensor, grad: Tensor, count: int) -> Tensor
     return torch.from_numpy(total.astype(np.float32))
 
 
-def add_price(w: Tensor, grad: Tensor, classes: Tensor, points: Tensor, slopes: Tensor, lam: float) -> None:
-    """Add `λ · sign(w) · slope` to `grad`, with the slope of w's class and rung: `(blocks, classes, rungs)`."""
-    _loops().add_price(_array(w), grad.numpy(), classes.numpy(), _array(points), slopes.numpy(), np.float32(lam))
+def add_price(w: Tensor, grad: Tensor, rungs: Tensor, first: Tensor, above: Tensor, lam: float) -> None:
+    """Add `λ · sign(w) · slope` to `grad`: `first` below the first of `rungs`, beyond each of them that of `above`.
+
+    first: `(blocks, n)`, bits per weight unit; rungs and above: `(blocks, magnitudes)`.
+    """
+    _loops().add_price(_array(w), grad.numpy(), _array(rungs), _array(first), _array(above), np.float32(lam))
 
 
 def _array(x: Tensor) -> np.ndarray:
@@ -110,21 +113,17 @@ def _points_gradient(w, size, grad, total):
                     total[b, count - 2] -= g * (q - count)
 
 
-def _add_price(w, grad, classes, points, slopes, lam):
+def _add_price(w, grad, rungs, first, above, lam):
     blocks, n = w.shape
-    kinds, steps = slopes.shape[1], slopes.shape[2]
-    rungs = min(points.shape[1], steps - 1)
-    table = np.empty(kinds * steps, np.float32)
+    count = rungs.shape[1]
     for b in range(blocks):
-        for c in range(kinds):
-            for k in range(steps):
-                table[c * steps + k] = lam * slopes[b, c, k]
-        p, row, own, kind = points[b], w[b], grad[b], classes[b]
+        p, row, own, low, high = rungs[b], w[b], grad[b], first[b], above[b]
         for i in range(n):
             x = row[i]
             m = abs(x)
-            place = np.uint64(kind[i]) * np.uint64(steps)
+            slope = low[i]
             if m >= p[0]:  # few are
-                for j in range(rungs):
-                    place += np.uint64(m >= p[j])
-            own[i] += np.copysign(table[place], x) if x != 0 else np.float32(0)
+                for j in range(count):
+                    if m >= p[j]:
+                        slope = high[j]
+            own[i] += np.copysign(lam * slope, x) if x != 0 else np.float32(0)

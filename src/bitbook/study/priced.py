@@ -21,7 +21,7 @@ from bitbook.plan import Plan
 from bitbook.quantizer import FitOptions
 from bitbook.rate.training import RateTraining, train
 from bitbook.reorder import sort_units
-from bitbook.study.teacher import teacher_answers
+from bitbook.study.teacher import Lessons, lessons
 from bitbook.study.trial import load_parts, measure_file
 
 
@@ -30,9 +30,9 @@ def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
     clock = time.perf_counter
     began = clock()
     dataset, data = load_parts(cell["dataset"], cell["holdout"])
-    teacher = None
+    taught = Lessons(data.train_x, data.train_y, None)
     if cell["teacher"] is not None:
-        teacher = teacher_answers(cell["teacher"], cell["dataset"], cell["holdout"], data)
+        taught = lessons(cell["teacher"], cell["dataset"], cell["holdout"], data)
     started = clock()
     model = build_model(cell["model"], seed=cell["seed"])
     for name, step in (("weights", cell["step"]), ("biases", cell["bias_step"])):
@@ -41,11 +41,11 @@ def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
     scale, shift = cell["inputs"]
     trained = train(
         model,
-        (scale * data.train_x + shift, data.train_y),
+        (scale * taught.x + shift, taught.y),
         None,
         lam=cell["lam"],
         training=RateTraining(**cell["training"]),
-        teacher=teacher,
+        teacher=taught.logits,
         seed=cell["seed"],
     )
     if (scale, shift) != (1.0, 0.0):

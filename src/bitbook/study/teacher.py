@@ -6,14 +6,15 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
-from bitbook.data import Split
+from bitbook.data import Moves, Split, move_images
 from bitbook.models import build_model
 from bitbook.study.storage import cell_id
 from bitbook.study.trial import STARTS_FOLDER
@@ -21,31 +22,76 @@ from bitbook.study.trial import STARTS_FOLDER
 SHIFT = 2
 """Pixels by which a teacher's training images are moved, at most, in each direction."""
 
+_LEVELS = 255  # of a pixel in what is kept
+_PART = 1000  # images that are moved and looked at together
 
-def teacher_answers(spec: Mapping[str, Any], dataset: str, holdout: int, data: Split) -> Tensor:
-    """Logits of the teacher for all training examples, `(examples, classes)`; trained once, then kept.
 
-    spec: model, epochs, batch, lr and seed.  Images are moved by up to `SHIFT` pixels, one move for each batch; AdamW
-    (Loshchilov & Hutter 2019) with a rate that rises and falls once (Smith & Topin 2019).
+class Lessons(NamedTuple):
+    """What a teacher's pupil learns from."""
+
+    x: Float[Tensor, "examples features"]
+    y: Int[Tensor, " examples"]
+    logits: Float[Tensor, "examples classes"] | None
+    """The teacher's; None without one."""
+
+
+def lessons(spec: Mapping[str, Any], dataset: str, holdout: int, data: Split) -> Lessons:
+    """Training images, labels and the teacher's logits; made once, then kept.
+
+    spec: model, epochs, batch, lr and seed of the teacher, and `copies`, how often each image is there: 0 as it is, else
+    so many times, moved within `Moves()` each time and rounded to 8 bits, with the teacher's answers to what came out.
+    A teacher knows its own training images by heart; on moved ones its doubts are honest.
     """
+    kept = _kept({**spec, "dataset": dataset, "holdout": holdout})
+    if kept is not None and kept.exists():
+        stored = load_file(kept)
+    else:
+        stored = _make(spec, data)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=kept.parent, suffix=".tmp", delete=False) as file:
+                temporary = Path(file.name)
+            save_file(stored, temporary)
+            temporary.replace(kept)
+    if not spec["copies"]:
+        return Lessons(data.train_x, data.train_y, stored["logits"])
+    low, high = _range(data)
+    return Lessons(
+        stored["x"].float().mul_((high - low) / _LEVELS).add_(low), data.train_y.repeat(spec["copies"]), stored["logits"]
+    )
+
+
+def _kept(spec: Mapping[str, Any]) -> Path | None:
     folder = os.environ.get(STARTS_FOLDER)
-    name = f"teacher-{cell_id({**spec, 'dataset': dataset, 'holdout': holdout})}.safetensors"
-    path = Path(folder) / name if folder else None
-    if path is not None and path.exists():
-        return load_file(path)["logits"]
+    return Path(folder) / f"lessons-{cell_id(dict(spec))}.safetensors" if folder else None
+
+
+def _make(spec: Mapping[str, Any], data: Split) -> dict[str, Tensor]:
     model = build_model(spec["model"], seed=spec["seed"])
     _train(model, data.train_x, data.train_y, spec)
-    logits = torch.cat([_logits(model, part) for part in data.train_x.split(1000)])
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-        save_file({"logits": logits}, temporary)
-        temporary.replace(path)
-    return logits
+    if not spec["copies"]:
+        return {"logits": torch.cat([_logits(model, part) for part in data.train_x.split(_PART)])}
+    low, high = _range(data)
+    images, logits = [], []
+    generator = Generator().manual_seed(spec["seed"])
+    for _ in range(spec["copies"]):
+        for part in data.train_x.split(_PART):
+            moved = move_images(part, Moves(), background=low, generator=generator)
+            images.append(((moved - low) / (high - low) * _LEVELS).round_().to(torch.uint8))
+            logits.append(_logits(model, images[-1] * ((high - low) / _LEVELS) + low))
+    return {"x": torch.cat(images), "logits": torch.cat(logits)}
+
+
+def _range(data: Split) -> tuple[float, float]:
+    """The least pixel, which is the background, and the largest."""
+    return float(data.train_x.min()), float(data.train_x.max())
 
 
 def _train(model: nn.Module, x: Tensor, y: Tensor, spec: Mapping[str, Any]) -> None:
+    """Images are moved by up to `SHIFT` pixels, one move for each batch; AdamW (Loshchilov & Hutter 2019).
+
+    Its rate rises and falls once (Smith & Topin 2019).
+    """
     side = round(x.shape[1] ** 0.5)
     batches = len(x) // spec["batch"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec["lr"], weight_decay=1e-3)
