@@ -45,11 +45,14 @@ def test_prices_are_chosen_on_validation_alone() -> None:
         rows = [{"split": "test", "accuracy": test}, {"split": "validation", "accuracy": validation}]
         return record(cell, {"rows": rows})
 
-    results = [found(1e-6, 98.2, 90.0), found(2e-6, 97.8, 90.0), found(4e-6, 97.3, 99.0), found(8e-6, 96.0, 99.0)]
+    # a parabola: 98.4 at 1e-6, less 0.3 for each doubling
+    results = [found(1e-6 * 2**k, 98.4 - 0.3 * k, test) for k, test in enumerate((90.0, 99.0, 0.0, 99.0))]
     chosen = headline.choose(results)
-    assert chosen == {
-        f"{headline.MLP} 98 taught": 2e-6, f"{headline.MLP} 97.5 taught": 4e-6, f"{headline.MLP} 97 taught": 4e-6
-    }  # fmt: skip
+    for target, key in ((98.0, "98"), (97.5, "97.5"), (97.0, "97")):
+        most = 1e-6 * 2 ** ((98.4 - target - headline.margin(target)) / 0.3)
+        lam = chosen[f"{headline.MLP} {key} taught"]
+        assert 0.9 * min(most, 8e-6) < lam <= min(most, 8e-6)
+    assert len(chosen) == 3
 
 
 def test_the_headline_says_what_was_kept_and_what_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
