@@ -160,5 +160,9 @@ def _mixed_segments(data: memoryview, specs: Sequence[StreamSpec]) -> tuple[list
     size = sum(packed_size(specs[i].alphabet or 1, specs[i].grid[0] * specs[i].grid[1]) for i in fixed)
     middle = start + size
     end = middle + Rans().length(data[middle:], [specs[i] for i in rans])
-    parts = (data[start:middle], data[middle:end], data[end:])
-    return [_Segment(c, *rest) for c, *rest in zip(_CODERS.values(), parts, (fixed, rans, context), strict=True)], start
+    segments = [
+        _Segment(Fixed(), data[start:middle], fixed),
+        _Segment(Rans(), data[middle:end], rans),
+        _Segment(Context(), data[end:], context),
+    ]
+    return segments, start

@@ -8,6 +8,7 @@ Others are labels, of which nothing but their bits is known.  Either may be writ
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -66,7 +67,7 @@ class Context:
                 bits.append(group.bits)
             data = group.finish()
             if data is not None:
-                return data, [end - start for start, end in zip(bits, bits[1:], strict=False)]
+                return data, [end - start for start, end in itertools.pairwise(bits)]
             room = group.position + 16
 
     def decode(self, data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[Tensor]:
