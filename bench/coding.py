@@ -156,7 +156,10 @@ def peer(name: str) -> Path | str:
     if done.exists() and done.read_text() == " ".join(PEERS[name]):
         return python
     print(f"installing {' '.join(PEERS[name])} into {folder.relative_to(HERE.parent)}", flush=True)
-    venv.create(folder, with_pip=True, clear=True)
+    try:
+        venv.create(folder, with_pip=True, clear=True)
+    except subprocess.CalledProcessError as error:
+        return f"an environment cannot be made in {folder}: {error}"
     pip = [python, "-m", "pip", "install", "--quiet", *PEERS[name]]
     result = subprocess.run(pip, capture_output=True, text=True, env=_own_environment())
     if result.returncode:
