@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tests.artifact.forge import Json, closed, closed_one, opened, opened_one, signed, signed_one, text_of
-from tests.golden.make import contents
+from tests.golden.make import contents, mixed
 
 from bitbook.artifact import from_bytes, to_bytes
 from bitbook.artifact.contents import CODERS
@@ -58,6 +58,7 @@ def fuzz(*, seed: int, files: int | None = None, seconds: float | None = None) -
         for coder in CODERS.values()
         for layout in ("one", "per-tensor")
     ]
+    corpus.append(to_bytes(mixed())[0])
     for data in corpus:
         check(data)  # compiles, before anything is measured
     known: set[tuple[str, int, int]] = set()

@@ -97,7 +97,7 @@ def test_choices_of_other_coders_are_named() -> None:
     with pytest.raises(CorruptArtifact, match="Rans"):
         Context().decode(b"\x80", [StreamSpec("codes", (1, 4), 4)])
     with pytest.raises(CorruptArtifact, match="names no coder"):
-        Smallest().decode(b"\x81", [StreamSpec("codes", (1, 4), 4)])
+        Smallest().decode(b"\x82", [StreamSpec("codes", (1, 4), 4)])
     with pytest.raises(PlanError, match="'small' or 'fast'"):
         Context("large")  # type: ignore[arg-type]
 

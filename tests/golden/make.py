@@ -7,6 +7,7 @@ Files that exist are left alone: a released format never changes.  A new format 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,24 @@ def golden() -> dict[str, Golden]:
         for number, layout in ((1, "per-tensor"), (2, "one"))
     }
     whole = Artifact({"fc.weight": counted(ECSQ(2), (20, 30)), "fc.bias": counted(ECSQ(), (20,))})
-    return files | {"format2-whole.safetensors": Golden(whole, Smallest(), "one")}
+    return files | {
+        "format2-whole.safetensors": Golden(whole, Smallest(), "one"),
+        "format2-mixed.safetensors": Golden(mixed(), Smallest(), "one"),
+    }
+
+
+def mixed() -> Artifact:
+    """Few non-zeros on a grid, and few of many levels in no order: no coder is best for both."""
+    square = torch.arange(1200).square()
+    sparse, levels = counted(ECSQ(2), (30, 40)), counted(Uniform(8), (30, 40))
+    few = ((square % 97 == 1) * (square % 5 - 1)).to(code_dtype(None)).reshape(30, 40)
+    wide = (square % 7 * 60).to(code_dtype(255)).reshape(30, 40)
+    return Artifact(
+        {
+            "sparse": replace(sparse, codes=dict.fromkeys(sparse.codes, few)),
+            "levels": replace(levels, codes=dict.fromkeys(levels.codes, wide)),
+        }
+    )
 
 
 def contents() -> dict[str, Artifact]:

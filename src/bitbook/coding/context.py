@@ -8,6 +8,7 @@ Others are labels, of which nothing but their bits is known.  Either may be writ
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -50,17 +51,23 @@ class Context:
             raise PlanError(f"Context(profile={self.profile!r}): use 'small' or 'fast'")
 
     def encode(self, streams: Sequence[Stream]) -> bytes:
+        return self.measured(streams)[0]
+
+    def measured(self, streams: Sequence[Stream]) -> tuple[bytes, list[float]]:
+        """The bytes of all streams, and how many bits each of them took."""
         if not streams:
-            return b""
+            return b"", []
         grids = [_grid(stream) for stream in streams]
         room = 1024 + sum(grid.size * 3 for grid in grids)
         while True:
             group = _Group(None, room, CHOICES.index(self.profile))
+            bits = [group.bits]
             for stream, grid in zip(streams, grids, strict=True):
                 group.code(stream.spec, grid.copy())
+                bits.append(group.bits)
             data = group.finish()
             if data is not None:
-                return data
+                return data, [end - start for start, end in itertools.pairwise(bits)]
             room = group.position + 16
 
     def decode(self, data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[Tensor]:
@@ -132,6 +139,11 @@ class _Group:
     @property
     def position(self) -> int:
         return max(int(self.coder[self._range_coder.POSITION]) - (6 if self.reading else 0), 0)
+
+    @property
+    def bits(self) -> float:
+        """What has been written so far."""
+        return self._range_coder.bits(self.coder)
 
     def finish(self) -> bytes | None:
         return self._range_coder.finish(self.coder, self.buffer)
@@ -229,5 +241,4 @@ class _Group:
         """What a model would need for a grid on its own."""
         coder, nowhere = self._range_coder.encoder(), np.zeros(1, np.uint8)
         code_grid(coder, nowhere, grid.copy(), *rest)
-        span = int(coder[self._range_coder.SPAN])
-        return 8 * int(coder[self._range_coder.POSITION]) + 48 - float(np.log2(span))
+        return self._range_coder.bits(coder)

@@ -112,6 +112,11 @@ def _shortest(low: int, span: int) -> int:
     raise AssertionError("an interval is never empty")
 
 
+def bits(coder: np.ndarray) -> float:
+    """The information that was written so far, in bits; for an encoder's choices only."""
+    return 8 * int(coder[POSITION]) + WINDOW - float(np.log2(int(coder[SPAN])))
+
+
 def finish(coder: np.ndarray, buffer: np.ndarray) -> bytes | None:
     """All bytes, none of them a zero at the end; None where the buffer is shorter than `coder[POSITION]`."""
     position = int(coder[POSITION])

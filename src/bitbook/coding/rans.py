@@ -37,20 +37,33 @@ class Rans:
         return b"".join(_encode(stream) for stream in streams)
 
     def decode(self, data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[Tensor]:
-        return [_decode(part, spec) for part, spec in zip(_split(data, specs), specs, strict=True)]
+        return [_decode(part, spec) for part, spec in zip(_whole(data, specs), specs, strict=True)]
 
     def sizes(self, data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[int]:
-        return [sum(map(len, part)) for part in _split(data, specs)]
+        return [sum(map(len, part)) for part in _whole(data, specs)]
+
+    def length(self, data: bytes | memoryview, specs: Sequence[StreamSpec]) -> int:
+        """How many bytes at the start of `data` hold these streams; raises `CorruptArtifact` where they are cut off."""
+        return sum(len(piece) for part in _split(data, specs)[0] for piece in part)
 
 
 _Part = tuple[bytes, bytes, bytes, bytes]  # a stream's bytes: size of table, table, number of words, words or codes
 
 
-def _split(data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[_Part]:
+def _whole(data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[_Part]:
+    """The parts of `data`, which must hold nothing else."""
+    parts, rest = _split(data, specs)
+    if rest:
+        raise CorruptArtifact(f"{len(rest)} bytes are left behind the codes")
+    return parts
+
+
+def _split(data: bytes | memoryview, specs: Sequence[StreamSpec]) -> tuple[list[_Part], bytes]:
+    """The parts of the streams at the start of `data`, and what is left behind them."""
     rest = bytes(data)
     parts = []
     for spec in specs:
-        if _is_empty(spec):
+        if costs_nothing(spec):
             parts.append((b"", b"", b"", b""))
             continue
         table_size, used = _read_number(rest, spec.name)
@@ -65,12 +78,11 @@ def _split(data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[_Part]
             raise CorruptArtifact(f"{spec.name}: codes of {size} bytes do not fit into {len(rest)}")
         parts.append((head, table, count, rest[:size]))
         rest = rest[size:]
-    if rest:
-        raise CorruptArtifact(f"{len(rest)} bytes are left behind the codes")
-    return parts
+    return parts, rest
 
 
-def _is_empty(spec: StreamSpec) -> bool:
+def costs_nothing(spec: StreamSpec) -> bool:
+    """Whether the specification leaves nothing to say: no symbols, or only one that there could be."""
     return spec.grid[0] * spec.grid[1] == 0 or spec.alphabet == 1
 
 
@@ -88,7 +100,7 @@ def _plain(stream: Stream) -> Stream:
 
 def _encode(stream: Stream) -> bytes:
     codes = checked(stream)
-    if _is_empty(stream.spec):
+    if costs_nothing(stream.spec):
         return b""
     plain = b"\0" + Fixed().encode([_plain(stream)])
     symbols, indices, counts = np.unique(codes, return_inverse=True, return_counts=True)
