@@ -57,7 +57,9 @@ def lessons(spec: Mapping[str, Any], dataset: str, holdout: int, data: Split) ->
         return Lessons(data.train_x, data.train_y, stored["logits"])
     low, high = _range(data)
     return Lessons(
-        stored["x"].float().mul_((high - low) / _LEVELS).add_(low), data.train_y.repeat(spec["copies"]), stored["logits"]
+        stored["x"].float().mul_((high - low) / _LEVELS).add_(low),
+        data.train_y.repeat(spec["copies"]),
+        stored["logits"],
     )
 
 
