@@ -76,7 +76,7 @@ class CodeBits(Protocol):
         ...
 
     def __call__(self, codes: Tensor) -> Tensor:
-        """Bits of each of `codes`, which lie on the stream's grid, up to a number that is the same for all codes there."""
+        """Bits of each of `codes`, on the stream's grid, up to a number that is the same for all codes in a place."""
         ...
 
 

@@ -5,9 +5,9 @@
     cost = bits with it less bits without it, of its own flag and of all flags that come after and see it
 
 The features are those that a coder's contexts are made of (`coding/small.py`).  θ is the maximum of the likelihood, so
-that a change of one flag moves the length through the features alone.  The neighbours' share matters: of the conditional
-odds given neighbours on all sides, which charge nothing for what a cluster makes its empty places cost, training
-fills whole images (Besag 1975 names the pseudo-likelihood; see docs/design.md for what it did).
+that a change of one flag moves the length through the features alone.  What comes after counts: the odds of a place
+given neighbours on all sides (the pseudo-likelihood of Besag 1975) charge nothing for what a cluster makes its empty
+places cost, and training under them fills whole images.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _LEAST_DISTANCE = 1e-6  # between two points that fell together: no price is ste
 
 @dataclass(frozen=True, eq=False)
 class _Priced:
-    """One source with its rates and the bits that a unit of weight costs, by place below the first rung, by rung above."""
+    """One source with its rates and the bits that a unit of weight costs: by place below the first rung, then by rung."""
 
     source: FakeQuantize
     rates: Rates

@@ -147,9 +147,8 @@ def choose(results: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     found: dict[tuple[str, bool], list[tuple[float, float]]] = defaultdict(list)
     for record in results:
         cell = record["cell"]
-        found[cell["model"], cell["teacher"] is not None].append(
-            (math.log(cell["lam"]), _accuracy(record, "validation"))
-        )
+        point = math.log(cell["lam"]), _accuracy(record, "validation")
+        found[cell["model"], cell["teacher"] is not None].append(point)
     chosen = {}
     for row in ROWS:
         points = np.array(found.get((row.model, row.taught), ()))
@@ -229,18 +228,19 @@ every trial is a row per split in [headline.csv](headline.csv). Bytes are the le
 included; accuracies are those of the file, read back into a fresh model; mean ± 95 % over training seeds.
 
 One recipe per row: integer weights with three reconstruction points a layer, a price λ on every bit in training, the
-context-mixing coder. Only λ differs. It is the highest that is expected to reach the target plus a margin on validation,
-by a parabola through the accuracies of a ladder of prices and other seeds (`bitbook study --dataset headline-tuning`).
-The margin is {margin(97.5):.2f} points at 97.5 %, and 0.15 points more for each point of the target: the held-out images
-are harder than the test images, by as much over the 1,004 trials of [mnist.csv](mnist.csv) from 96.5 to 98.3 %. A miss is a miss.
+context-mixing coder. Only λ differs. It is the highest that is expected to reach the target plus a margin on
+validation, by a parabola through the accuracies of a ladder of prices with other seeds
+(`bitbook study --dataset headline-tuning`). The margin is {margin(97.5):.2f} points at 97.5 %, and 0.15 points more for
+each point of the target: the held-out images are harder than the test images, by as much over the 1,004 trials of
+[mnist.csv](mnist.csv) from 96.5 to 98.3 %. A miss is a miss.
 
 {markdown_table(lines, list(lines[0]))}
 {left_out_text}
 
 The teacher is a convolutional network of 258,000 weights trained on the same 55,000 images, moved by up to two pixels.
-Its pupils see {TEACHER["copies"]} copies of each image, moved a little by affine maps, with the teacher's answers to each
-(0.9, and 0.1 for the label), in {TAUGHT["epochs"]} passes; inputs from 0 to 1 are folded into the first layer afterwards, so that the file
-is an ordinary network for inputs from −1 to 1. "Alone" has neither.
+Its pupils see {TEACHER["copies"]} copies of each image, moved a little by affine maps, with the teacher's answers to
+each (0.9, and 0.1 for the label), in {TAUGHT["epochs"]} passes; inputs from 0 to 1 are folded into the first layer
+afterwards, so that the file is an ordinary network for inputs from −1 to 1. "Alone" has neither.
 
 Where the bytes of the MLP's files are, mean over all of its rows:
 

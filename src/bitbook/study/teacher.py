@@ -38,9 +38,9 @@ class Lessons(NamedTuple):
 def lessons(spec: Mapping[str, Any], dataset: str, holdout: int, data: Split) -> Lessons:
     """Training images, labels and the teacher's logits; made once, then kept.
 
-    spec: model, epochs, batch, lr and seed of the teacher, and `copies`, how often each image is there: 0 as it is, else
-    so many times, moved within `Moves()` each time and rounded to 8 bits, with the teacher's answers to what came out.
-    A teacher knows its own training images by heart; on moved ones its doubts are honest.
+    spec: model, epochs, batch, lr and seed of the teacher, and `copies`: 0 leaves the images as they are; with more,
+    each is there so many times, moved within `Moves()` and rounded to 8 bits, with the teacher's answers to what came
+    out.  A teacher knows its own training images by heart; on moved ones its doubts are honest.
     """
     kept = _kept({**spec, "dataset": dataset, "holdout": holdout})
     if kept is not None and kept.exists():
@@ -56,11 +56,8 @@ def lessons(spec: Mapping[str, Any], dataset: str, holdout: int, data: Split) ->
     if not spec["copies"]:
         return Lessons(data.train_x, data.train_y, stored["logits"])
     low, high = _range(data)
-    return Lessons(
-        stored["x"].float().mul_((high - low) / _LEVELS).add_(low),
-        data.train_y.repeat(spec["copies"]),
-        stored["logits"],
-    )
+    x = stored["x"].float().mul_((high - low) / _LEVELS).add_(low)
+    return Lessons(x, data.train_y.repeat(spec["copies"]), stored["logits"])
 
 
 def _kept(spec: Mapping[str, Any]) -> Path | None:
