@@ -111,7 +111,7 @@ def test_scalars_and_codewords_are_trained_with_a_price_from_one_start(
     assert len(entropy.csv_rows(results)) == 2 * (9 + 2 * 7)
     text = entropy.document(results)
     assert f"## {DIGITS.model}" in text and "| the price saves more |" in text
-    assert "vectors, 5-bit codewords, 16 of 4, λ = 5e-06" in text
+    assert "vectors, 5-bit codewords, 16 of 4, λ = 1e-05" in text
 
 
 def test_a_teacher_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,8 +106,9 @@ class Pricing:
             for points, floor in self._floors:
                 torch.maximum(points[:, :1], floor, out=points[:, :1])
         self.done += 1
-        for codebook in self._codebooks:
-            codebook.assign(self._lam())
+        if self._rounds() or self.done % self.refit == 0:  # before, codes serve for nothing but counting
+            for codebook in self._codebooks:
+                codebook.assign(self._lam())
         self._schedule()
 
     def finish(self) -> None:
@@ -129,6 +130,10 @@ class Pricing:
         for codebook in self._codebooks:
             codebook.encode_(weight)
 
+    def _rounds(self) -> bool:
+        """Whether weights are rounded by now."""
+        return self.done >= self.smooth * self.steps
+
     def _lam(self) -> float:
         """λ at this step."""
         rising = self.ramp * self.steps
@@ -136,7 +141,7 @@ class Pricing:
 
     @torch.no_grad()
     def _schedule(self) -> None:
-        rounding = self.done >= self.smooth * self.steps
+        rounding = self._rounds()
         for source in (*self._sources, *(codebook.source for codebook in self._codebooks)):
             source.rounding = rounding
         if self.done % self.refit == 0:

@@ -111,7 +111,7 @@ NETWORKS = (
     ),
 )  # fmt: skip
 
-PRICES: Mapping[str, Sequence[float]] = {"scalar": (2e-6, 6e-6, 2e-5), "vectors": (5e-6, 1.5e-5, 5e-5)}
+PRICES: Mapping[str, Sequence[float]] = {"scalar": (1e-6, 3e-6, 1e-5), "vectors": (3e-6, 1e-5, 3e-5)}
 """λ of each curve, spread over the accuracies of the others."""
 
 
