@@ -240,7 +240,7 @@ Every file is a row per split in [entropy.csv](entropy.csv).
 per tensor (format 1), and one entry (format 2). Their difference is the coder and the header.
 "{PRICED.capitalize()}" is entropy-coded too: {training["epochs"]} epochs with a price on every bit, of scalars and of
 codewords, the same data and inputs, no teacher, biases as integers under the same price. Its difference from
-"{CODED}" is therefore the price, those biases (float32 elsewhere) and {training["epochs"] - 5} epochs more.
+"{CODED}" is therefore the price, those biases (float32 elsewhere), and {training["epochs"] - 5} epochs more, with Adam.
 A codebook's share is its bytes in the file.
 {sections}"""
 
