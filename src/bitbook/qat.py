@@ -131,6 +131,11 @@ class FakeQuantize(nn.Module):
                 raise PlanError(f"{self.recipe!r}: the fit of {name} no longer has the shape that is stored")
             source.latent.copy_(fitted[name])
 
+    @torch.no_grad()
+    def side_values(self) -> dict[str, Tensor]:
+        """The side tensors as the file would give them back."""
+        return self._side_values()
+
     @property
     def shares_side_tensors(self) -> bool:
         """Whether all weights share all side tensors, so that their order does not matter."""
@@ -138,7 +143,7 @@ class FakeQuantize(nn.Module):
 
     def ladder(self) -> Tensor | None:
         """The values of the magnitudes 1, 2, …, see `Quantizer.ladder`."""
-        return self.recipe.ladder({name: value.detach() for name, value in self._side_values().items()})
+        return self.recipe.ladder(self.side_values())
 
     def ladder_parameter(self) -> nn.Parameter | None:
         """The parameter that is the ladder, where it learns and is stored as a float."""
@@ -153,6 +158,12 @@ class FakeQuantize(nn.Module):
         return codes
 
     @torch.no_grad()
+    def assign_(self, codes: Mapping[str, Tensor]) -> None:
+        """Use these codes, by stream name, until the next call; forwards do not encode any more."""
+        self._reassign_every = 0
+        self._keep(codes)
+
+    @torch.no_grad()
     def freeze(self, price: Price | None = None) -> Quantized:
         """What the last forward stood for, in compressed form; with a price, codes that are worth their bits."""
         w = None if self.latent is None else checked(self.latent)
@@ -164,7 +175,7 @@ class FakeQuantize(nn.Module):
             assert w is not None
             values = {name: q.decode() for name, q in side.items()}
             codes = self.recipe.encode(w, values) if price is None else self.recipe.encode_priced(w, values, price)
-        return Quantized(self.recipe.decoder(), self.shape, codes, side)
+        return self.recipe.without_unused(Quantized(self.recipe.decoder(), self.shape, codes, side))
 
     def extra_repr(self) -> str:
         return f"{self.recipe!r}, shape={self.shape}"
@@ -192,7 +203,7 @@ class FakeQuantize(nn.Module):
         return {name: source.forward() for name, source in sources}
 
     def _between_assignments(self, w: Tensor, side: dict[str, Tensor]) -> Tensor:
-        if self.training and torch.is_grad_enabled():
+        if self._reassign_every and self.training and torch.is_grad_enabled():
             if self._forwards % self._reassign_every == 0:
                 with torch.no_grad():
                     self._keep(self.recipe.encode(w, side))

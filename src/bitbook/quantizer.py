@@ -17,6 +17,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
+from jaxtyping import Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import Shape
@@ -151,6 +152,10 @@ class Quantizer(ABC):
         """
         raise PlanError(f"{self!r} has no codes to choose among for their bits; use ECSQ, Uniform or Codebook")
 
+    def without_unused(self, quantized: Quantized) -> Quantized:
+        """The same tensor, bit for bit, without side values that no code stands for; default: unchanged."""
+        return quantized
+
     def ladder(self, side: Mapping[str, Tensor]) -> Tensor | None:
         """Ascending positive values of the magnitudes 1, 2, … of each block, `(blocks, magnitudes)`.
 
@@ -262,6 +267,31 @@ def quantize_side(recipe: Quantizer, value: Tensor, options: FitOptions) -> Quan
     So a fit that rounds side tensors while it searches sees them as they will be stored in the end.
     """
     return quantize(recipe, value, options=options, generator=Generator().manual_seed(0))
+
+
+def select_rows(quantized: Quantized, rows: Int[Tensor, " kept"]) -> Quantized | None:
+    """Some rows of a matrix, bit for bit and without encoding anew; None where its rows are not stored apart.
+
+    Codes and side tensors of a row each, such as a scale per row, are selected alike; shared ones stay.
+    """
+    count = quantized.shape[0]
+    shape = (len(rows), *quantized.shape[1:])
+    side = {}
+    for name, child in quantized.side.items():
+        kept = select_rows(child, rows) if child.shape[0] == count else child
+        if kept is None:
+            return None
+        side[name] = kept
+    codes = {name: stream[rows] if len(stream) == count else stream for name, stream in quantized.codes.items()}
+    recipe = with_children(quantized.recipe, {name: kept.recipe for name, kept in side.items()})
+    try:
+        grids = {spec.name: spec.grid for spec in recipe.layout(shape)}
+        shapes = {name: child.shape for name, child in recipe.children(shape).items()}
+    except PlanError:  # so few rows do not divide into its blocks
+        return None
+    apart = all(len(child) == 2 for child in shapes.values())  # other side tensors belong to elements, as Pruned's do
+    fits = grids == {n: tuple(c.shape) for n, c in codes.items()} and shapes == {n: q.shape for n, q in side.items()}
+    return Quantized(recipe, shape, codes, side) if apart and fits else None
 
 
 def with_children(recipe: Quantizer, children: Mapping[str, Quantizer]) -> Quantizer:

@@ -25,6 +25,7 @@ def state(model: torch.nn.Module) -> list[torch.Tensor]:
         ("mlp-64-32-16-10", 2_778),
         ("lenet-300-100", 266_610),
         ("lenet-5", 431_080),
+        ("lenet-narrow", 20_522),
     ],
 )
 def test_published_parameter_counts(name: str, parameters: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bitbook.data import Dataset
 from bitbook.errors import PlanError
 from bitbook.study import entropy, headline, priced
 from bitbook.study.catalogue import STUDIES, find_study
-from bitbook.study.grid import DIGITS, digits_recipes, grid
+from bitbook.study.grid import DIGITS, DIGITS_START, digits_recipes, grid
 from bitbook.study.storage import cell_id
 from bitbook.study.teacher import lessons
 from bitbook.study.trial import STARTS_FOLDER, load_parts, run_trial
@@ -85,10 +86,35 @@ def test_each_trained_network_is_written_with_both_coders(tmp_path: Path, monkey
     ]
     cells = [{**cell, "coded": True} for cell in grid(DIGITS, recipes, range(2)) if "tune" in cell["phases"][0]]
     results = [record(cell, run_trial(cell)) for cell in cells]
-    text = entropy.document(results, [])
+    text = entropy.document(results)
     assert "scalar, entropy-coded needs " in text and "fewer bytes than scalar, fixed width" in text
     rows = entropy.csv_rows(results)
     assert {row["coder"] for row in rows} == {"fixed", "smallest"} and len(rows) == 4 * len(cells)
+
+
+def test_scalars_and_codewords_are_trained_with_a_price_from_one_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STARTS_FOLDER, str(tmp_path))
+    monkeypatch.setattr(entropy, "NETWORKS", [replace(entropy.NETWORKS[0], model=DIGITS.model, books=((4, 16),))])
+    cells = [
+        {**cell, "dataset": "digits", "holdout": 287, "start": DIGITS_START}
+        for cell in entropy.entropy_cells(range(1))
+        if cell["family"] == "priced" or cell["method"] in ("scalar", "vectors of 4")
+    ]
+    for cell in cells:
+        if "price" in cell["phases"][0]:
+            cell["phases"][0]["price"] |= {"epochs": 4, "batch": 64}
+        else:
+            cell["phases"][0]["tune"] |= {"epochs": 1}
+    results = [record(cell, run_trial(cell)) for cell in cells]
+    files = entropy.both_files(results)
+    assert len(files[entropy.PRICED]) == 9 and len(files[entropy.FIXED]) == len(files[entropy.CODED]) == 7
+    assert len(list(tmp_path.iterdir())) == 1  # the start that all share
+    assert len(entropy.csv_rows(results)) == 2 * (9 + 2 * 7)
+    text = entropy.document(results)
+    assert f"## {DIGITS.model}" in text and "| the price saves more |" in text
+    assert "vectors, 5-bit codewords, 16 of 4, λ = 1e-05" in text
 
 
 @pytest.mark.parametrize("copies", [0, 3])

@@ -14,6 +14,7 @@ from bitbook.models.convnet import ConvNet as ConvNet
 from bitbook.models.lenet import LeNet5 as LeNet5
 from bitbook.models.lenet import lenet_5 as lenet_5
 from bitbook.models.lenet import lenet_300_100 as lenet_300_100
+from bitbook.models.lenet import lenet_narrow as lenet_narrow
 from bitbook.models.mlp import MLP as MLP
 from bitbook.models.mlp import mlp as mlp
 
@@ -22,6 +23,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp-64-32-16-10": partial(mlp, (64, 32, 16, 10)),
     "lenet-300-100": lenet_300_100,
     "lenet-5": lenet_5,
+    "lenet-narrow": lenet_narrow,
     "convnet": ConvNet,
 }
 

@@ -10,19 +10,20 @@ from bitbook.models.mlp import MLP, mlp
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 as Caffe ships it: 431,080 parameters.
+    """LeNet-5 as Caffe ships it: 431,080 parameters in its usual widths.
 
-    Two convolutions, 20 and 50 kernels of 5 x 5, each followed by 2 x 2 max-pooling and, as in Caffe, by no
-    other nonlinearity; then 500 hidden units with ReLU, and the logits. Takes images of 28 x 28, flattened
+    Two convolutions, 20 and 50 `kernels` of 5 x 5, each followed by 2 x 2 max-pooling and, as in Caffe, by no
+    other nonlinearity; then 500 `hidden` units with ReLU, and the logits. Takes images of 28 x 28, flattened
     or not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: tuple[int, int] = (20, 50), hidden: int = 500) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 20, 5)
-        self.conv2 = nn.Conv2d(20, 50, 5)
-        self.fc1 = nn.Linear(50 * 4 * 4, 500)
-        self.fc2 = nn.Linear(500, 10)
+        first, second = kernels
+        self.conv1 = nn.Conv2d(1, first, 5)
+        self.conv2 = nn.Conv2d(first, second, 5)
+        self.fc1 = nn.Linear(second * 4 * 4, hidden)
+        self.fc2 = nn.Linear(hidden, 10)
 
     def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch 10"]:
         x = x.reshape(-1, 1, 28, 28)
@@ -39,3 +40,8 @@ def lenet_300_100() -> MLP:
 def lenet_5() -> LeNet5:
     """Build LeNet-5-Caffe: 431,080 parameters."""
     return LeNet5()
+
+
+def lenet_narrow() -> LeNet5:
+    """Build LeNet-5 with 8 and 16 kernels and 64 hidden units: 20,522 parameters, for studies of many trials."""
+    return LeNet5((8, 16), 64)

@@ -25,8 +25,10 @@ from bitbook.errors import PlanError
 from bitbook.qat import FakeQuantize
 from bitbook.quantizer import Price
 from bitbook.rate.rates import Rates, fit_rates
+from bitbook.rate.vectors import PricedCodebook, priced_codebooks
 from bitbook.scalar import ladder
 from bitbook.slot import slots
+from bitbook.vector.codebook import Codebook
 
 _FLOOR = 0.5
 """Share of its first value below which a first level does not fall: the closer it is to zero, the more weights reach it
@@ -36,7 +38,7 @@ _LEAST_DISTANCE = 1e-6  # between two points that fell together: no price is ste
 
 @dataclass(frozen=True, eq=False)
 class _Priced:
-    """One source with its rates and the bits that a unit of weight costs: by place below the first rung, then by rung."""
+    """One source with its rates, and the bits of a unit of weight: by place below the first rung, then by rung."""
 
     source: FakeQuantize
     rates: Rates
@@ -47,7 +49,7 @@ class _Priced:
 
 
 class Pricing:
-    """Adds the price of all quantized weights of `model` that have an order of magnitudes to their gradients.
+    """Adds the price of all weights of `model` that are levels in an order, or codewords, to their gradients.
 
     Args:
         model: quantized in place; weights keep their latents (`Regime(codes="latent")`, the scalars' habit), and their
@@ -72,9 +74,11 @@ class Pricing:
             for source in self._sources
             if (parameter := source.ladder_parameter()) is not None
         ]
-        if not self._sources:
+        self._codebooks = [PricedCodebook(source) for source in priced_codebooks(model)]
+        if not self._sources and not self._codebooks:
             raise PlanError(
-                "no weight of the model is quantized so that a price could steer it; plan ECSQ(), or a learned scale"
+                "no weight of the model is quantized so that a price could steer it; plan ECSQ(), a learned scale, or "
+                "a Codebook under Regime(codes='latent')"
             )
         self._priced: list[_Priced] = []
         self._schedule()
@@ -82,18 +86,19 @@ class Pricing:
     @property
     def bits(self) -> float:
         """Bits of all priced weights at the last count."""
-        return sum(p.rates.bits for p in self._priced)
+        return sum(p.rates.bits for p in self._priced) + sum(codebook.bits for codebook in self._codebooks)
 
     @torch.no_grad()
     def add(self) -> None:
         """Add the price's gradient to those of the latent weights; call it between `backward` and the optimizer."""
-        rising = self.ramp * self.steps
-        lam = self.lam * (min(1.0, self.done / rising) if rising else 1.0)
+        lam = self._lam()
         for priced in self._priced:
             latent = cast(Tensor, priced.source.latent)
             if latent.grad is None:
                 latent.grad = torch.zeros_like(latent)
             _add_price(latent, latent.grad, priced, lam)
+        for codebook in self._codebooks:
+            codebook.add(lam)
 
     def step(self) -> None:
         """Advance the schedule, and keep what the optimizer has moved in its bounds; call it after the optimizer."""
@@ -101,11 +106,14 @@ class Pricing:
             for points, floor in self._floors:
                 torch.maximum(points[:, :1], floor, out=points[:, :1])
         self.done += 1
+        if self._rounds() or self.done % self.refit == 0:  # before, codes serve for nothing but counting
+            for codebook in self._codebooks:
+                codebook.assign(self._lam())
         self._schedule()
 
     def finish(self) -> None:
         """Let every weight be rounded from now on, as in the file."""
-        for source in self._sources:
+        for source in (*self._sources, *(codebook.source for codebook in self._codebooks)):
             source.rounding = True
 
     def price(self, source: FakeQuantize) -> Price:
@@ -119,27 +127,47 @@ class Pricing:
         for priced in self._priced:
             frozen = priced.source.freeze(Price(weight, {priced.rates.spec.name: priced.rates}))
             cast(Tensor, priced.source.latent).copy_(frozen.decode())
+        for codebook in self._codebooks:
+            codebook.encode_(weight)
+
+    def _rounds(self) -> bool:
+        """Whether weights are rounded by now."""
+        return self.done >= self.smooth * self.steps
+
+    def _lam(self) -> float:
+        """λ at this step."""
+        rising = self.ramp * self.steps
+        return self.lam * (min(1.0, self.done / rising) if rising else 1.0)
 
     @torch.no_grad()
     def _schedule(self) -> None:
-        rounding = self.done >= self.smooth * self.steps
-        for source in self._sources:
+        rounding = self._rounds()
+        for source in (*self._sources, *(codebook.source for codebook in self._codebooks)):
             source.rounding = rounding
         if self.done % self.refit == 0:
             self._priced = [_count(source) for source in self._sources]
+            for codebook in self._codebooks:
+                codebook.count()
 
 
 def _priced_sources(model: nn.Module) -> Iterator[FakeQuantize]:
     """Every source with latents and an order of magnitudes, tied ones once."""
     seen: set[int] = set()
     for module in model.modules():
-        for source in slots(module).values():
+        children = [child for source in slots(module).values() for child in (source, *_centroids(source))]
+        for source in children:
             if isinstance(source, FakeQuantize) and source.latent is not None and id(source) not in seen:
                 seen.add(id(source))
                 one_stream = len(source.recipe.layout(source.shape)) == 1
                 # Where scales follow the weights, smaller weights would be the same codes.
                 if one_stream and not source.refreshes and source.ladder() is not None:
                     yield source
+
+
+def _centroids(source: nn.Module) -> Iterator[nn.Module]:
+    """How a codebook's codewords are stored."""
+    if isinstance(source, FakeQuantize) and isinstance(source.recipe, Codebook):
+        yield from source.side.children()
 
 
 def _count(source: FakeQuantize) -> _Priced:

@@ -96,7 +96,7 @@ def train(
     training: RateTraining = RateTraining(),
     teacher: Float[Tensor, "examples classes"] | nn.Module | None = None,
     options: FitOptions = FitOptions(),
-    regime: Regime = Regime(),
+    regime: Regime = Regime(codes="latent"),
     seed: int = 0,
     after_epoch: Callable[[Epoch], None] | None = None,
 ) -> Trained:
@@ -105,13 +105,13 @@ def train(
     Args:
         model: trained or fresh; a classifier.  It may be quantized already, in part or, with no plan, as it shall be.
         data: inputs and labels.
-        plan: at least one weight's recipe must have magnitudes to price, as `ECSQ` has.
+        plan: at least one weight's recipe must have something to price, as `ECSQ` and `Codebook` have.
         lam: λ, loss per bit; more of it, fewer bytes.
         budget: bytes that the file may have, instead of `lam`, which is searched for in up to six trainings.
         training: epochs, rates, schedules.
         teacher: logits for every example, or a model that gives them; its answers join the labels.
         options: how side tensors are first found; `options.step` is where the steps of `ECSQ` begin.
-        regime: what moves during training.
+        regime: what moves during training; unless codes are "frozen", codebooks are priced.
         seed: of the order of examples, and of k-means.
         after_epoch: called after each epoch, over all rounds.
 

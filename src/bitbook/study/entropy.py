@@ -1,23 +1,26 @@
-"""Entropy coding on equal terms: scalar, vector and fused recipes, each file written twice, and training with a price.
+"""Entropy coding on equal terms: scalars, vectors and fused recipes, tuned and written twice, or trained with a price.
 
     bitbook study --dataset entropy
     python -m bitbook.study.entropy runs/entropy docs/results
 
-How much is the coder: the same codes at fixed width and entropy-coded.  How much is the price: `headline.csv`, whose
-rows without a teacher had the same data and inputs.  How much is the codebook: its own bytes in every file.
+How much is the coder: the same codes at fixed width and entropy-coded.  How much is the price: training that pays for
+every bit, of scalars and of codewords, from the same start, on the same data and inputs and for the same number of
+epochs.  How much is the codebook: its own bytes in every file.  On a multilayer perceptron and a convolutional network.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from bitbook.plan import Plan
+from bitbook.quantizer import Quantizer
+from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.uniform import Uniform
 from bitbook.study.grid import (
     MNIST,
@@ -34,12 +37,12 @@ from bitbook.study.grid import (
     strong_tune,
     vector_recipes,
 )
+from bitbook.study.stats import SavingInterval
 from bitbook.study.storage import StudyStore, open_storage
 from bitbook.study.tables import (
     MethodSaving,
     Point,
     Result,
-    Scores,
     accuracy_text,
     equal_accuracy_savings,
     markdown_table,
@@ -47,9 +50,9 @@ from bitbook.study.tables import (
     trial_rows,
     write_csv,
 )
+from bitbook.vector.codebook import Codebook
 
-FIXED, CODED = "fixed width", "entropy-coded"
-PRICED = "scalar, trained with a price, entropy-coded"
+FIXED, CODED, PRICED = "fixed width", "entropy-coded", "trained with a price"
 KINDS: Mapping[str, str] = {
     "scalar": "scalar",
     "scalar, learned scale": "scalar, learned scale",
@@ -60,79 +63,138 @@ KINDS: Mapping[str, str] = {
 }
 """Curves: each the front, on validation, of the methods that `_kind` puts into it."""
 
+PRICE_TRAINING = {"epochs": 10, "batch": 256, "lr": 2e-3, "smooth": 0.5, "distill": 0.0}
+"""From the strong start, for scalars and codewords alike."""
+CODEWORD_RATE = 1e-4  # a codeword's gradient is a sum over many blocks: at 1e-3 trainings diverge
+
 _SCALAR = f"{KINDS['scalar']}, {CODED}"
+_PRICED_KINDS = ("scalar", "vectors", "fused")
 PAIRS = [
     *((f"{kind}, {CODED}", f"{kind}, {FIXED}") for kind in KINDS.values()),
+    *((f"{KINDS[kind]}, {PRICED}", f"{KINDS[kind]}, {CODED}") for kind in _PRICED_KINDS),
     *((f"{kind}, {CODED}", _SCALAR) for kind in KINDS.values() if kind != KINDS["scalar"]),
     (f"{KINDS['fused']}, {CODED}", f"{KINDS['vectors']}, {CODED}"),
-    *((PRICED, f"{KINDS[kind]}, {CODED}") for kind in ("scalar", "fused", "pruned")),
+    *((f"{KINDS['scalar']}, {PRICED}", f"{KINDS[kind]}, {PRICED}") for kind in ("vectors", "fused")),
+    (f"{KINDS['fused']}, {PRICED}", f"{KINDS['vectors']}, {PRICED}"),
+    (f"{KINDS['scalar']}, {PRICED}", f"{KINDS['pruned']}, {CODED}"),
 ]
 
 
-def entropy_recipes() -> Iterator[Recipe]:
+@dataclass(frozen=True)
+class Network:
+    """A model, and how much of the grid it is worth."""
+
+    model: str
+    layers: Layers
+    bits: Sequence[int]
+    learned: Sequence[int]
+    vectors: Sequence[tuple[int, Sequence[int]]]
+    """Sizes of vectors, each with its numbers of codewords."""
+    kept: Sequence[int]
+    """Percent of the weights that pruning keeps."""
+    books: Sequence[tuple[int, int]]
+    """Sizes of vectors and numbers of codewords that are trained with a price."""
+    rows: Sequence[int] = ()
+    """Percent of the rows that remain."""
+    undivided: Mapping[str, Quantizer] | None = None
+    """Weights that vectors do not divide."""
+
+
+NETWORKS = (
+    Network(
+        MNIST.model, Layers(), (2, 3, 4, 5), (2, 3, 4), [(size, (16, 64, 256)) for size in VECTORS],
+        (5, 10, 20, 40), ((4, 64), (8, 64)), rows=(25, 50, 75),
+    ),
+    Network(
+        "lenet-narrow", Layers("*.weight", "*", "fc2.weight"), (2, 3, 4), (2, 3, 4), [(2, (16, 64)), (4, (16, 64))],
+        (10, 20, 40), ((4, 64),), undivided={"conv1.weight": Uniform(5)},
+    ),
+)  # fmt: skip
+
+PRICES: Mapping[str, Sequence[float]] = {"scalar": (1e-6, 3e-6, 1e-5), "vectors": (3e-6, 1e-5, 3e-5)}
+"""λ of each curve, spread over the accuracies of the others."""
+
+
+def entropy_recipes(network: Network) -> Iterator[Recipe]:
     """A part of the MNIST grid, of every family."""
-    layers = Layers()
-    yield from scalar_recipes(layers, (2, 3, 4, 5, 6), (None,))
-    yield from learned_recipes(layers, (2, 3, 4))
-    yield from cluster_recipes(layers, ROWS, (25, 50, 75), output=False, centroids=Uniform(4))
-    for size in VECTORS:
-        yield from vector_recipes(layers, size)
-        yield from vector_recipes(layers, size, centroids=Uniform(5))
-    yield from pruned_recipes(layers, (5, 10, 20, 40), (4,))
+    layers = network.layers
+    yield from scalar_recipes(layers, network.bits, (None,))
+    yield from learned_recipes(layers, network.learned)
+    if network.rows:
+        yield from cluster_recipes(layers, ROWS, network.rows, output=False, centroids=Uniform(4))
+    for size, codewords in network.vectors:
+        for recipe in (
+            *vector_recipes(layers, size, codewords),
+            *vector_recipes(layers, size, codewords, centroids=Uniform(5)),
+        ):
+            weights = {**(network.undivided or {}), **recipe.plan.weights}
+            yield replace(recipe, plan=replace(recipe.plan, weights=weights))
+    yield from pruned_recipes(layers, network.kept, (4,))
+
+
+def priced_recipes(network: Network) -> Iterator[tuple[Recipe, dict[str, Any]]]:
+    """What is trained with a price, and how; biases are integers under the same price in all of them."""
+    biases, first = {"*.bias": ECSQ()}, {"step": 0.1}
+    for lam in PRICES["scalar"]:
+        plan = Plan({network.layers.weights: ECSQ(3), **biases})
+        recipe = Recipe("priced", KINDS["scalar"], f"λ = {lam:g}", plan, fit={**first, "iterations": 0})
+        yield recipe, {"lam": lam, **PRICE_TRAINING}
+    undivided = dict.fromkeys(network.undivided or {}, ECSQ(3))
+    for size, codewords in network.books:
+        stored = {"vectors": Codebook(codewords, (1, size)), "fused": Codebook(codewords, (1, size), Uniform(5))}
+        for kind, codebook in stored.items():
+            for lam in PRICES["vectors"]:
+                plan = Plan({**undivided, network.layers.weights: codebook, **biases})
+                name = f"{codewords} of {size}, λ = {lam:g}"
+                fit = {**first, "iterations": 25}
+                recipe = Recipe("priced", KINDS[kind], name, plan, fit, {"codes": "latent"})
+                yield recipe, {"lam": lam, **PRICE_TRAINING, "side_lr": CODEWORD_RATE}
 
 
 def entropy_cells(seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Each recipe from the strong start, tuned, its file written with both coders."""
-    return [
-        cell(
-            recipe,
-            dataset="mnist",
-            model=MNIST.model,
-            start=STRONG_START,
-            tune=strong_tune(recipe),
-            seed=seed,
-            holdout=MNIST.holdout,
-        )
-        | {"coded": True}
-        for seed in seeds
-        for recipe in entropy_recipes()
-    ]
+    """Each recipe from the strong start: tuned and written with both coders, or trained with a price."""
+    cells = []
+    for seed in seeds:
+        for network in NETWORKS:
+            same = {"dataset": "mnist", "model": network.model, "start": STRONG_START, "seed": seed}
+            for recipe in entropy_recipes(network):
+                found = cell(recipe, tune=strong_tune(recipe), holdout=MNIST.holdout, **same)
+                cells.append({**found, "coded": True})
+            for recipe, price in priced_recipes(network):
+                found = cell(recipe, tune=None, holdout=MNIST.holdout, **same)
+                (phase,) = found["phases"]
+                cells.append({**found, "phases": [{**phase, "price": price}]})
+    return cells
 
 
 def both_files(results: Iterable[Result]) -> dict[str, list[dict[str, Any]]]:
-    """The results as if each file were a trial of its own, by coder."""
+    """The results as if each file were a trial of its own, by coder; priced trainings have no file of fixed width."""
     results = list(results)
-    coded = [{**r, "result": {**r["result"], "bytes": r["result"]["coded_bytes"]}} for r in results]
-    return {FIXED: [dict(r) for r in results], CODED: coded}
+    tuned = [r for r in results if not _priced(r)]
+    coded = [{**r, "result": {**r["result"], "bytes": r["result"]["coded_bytes"]}} for r in tuned]
+    return {FIXED: [dict(r) for r in tuned], CODED: coded, PRICED: [dict(r) for r in results if _priced(r)]}
+
+
+def _priced(record: Result) -> bool:
+    return "price" in record["cell"]["phases"][-1]
 
 
 def _kind(p: Point) -> str:
+    if p.family == "priced":
+        return p.method
     if p.family in ("fused", "vector"):
-        return "rows" if p.method.startswith("rows") else "fused" if p.family == "fused" else "vectors"
-    return "pruned" if p.family == "pruned" else p.method
+        return KINDS["rows" if p.method.startswith("rows") else "fused" if p.family == "fused" else "vectors"]
+    return KINDS["pruned" if p.family == "pruned" else p.method]
 
 
-def _curves(results: Sequence[Result], priced: Sequence[Mapping[str, str]]) -> list[Point]:
-    """The points of every curve, `method` naming it."""
+def curves(results: Sequence[Result]) -> list[Point]:
+    """The points of every curve of one network, `method` naming it: of each method the front on validation."""
     found = [
-        replace(p, method=f"{KINDS[_kind(p)]}, {coder}", name=p.recipe)
-        for coder, records in both_files(results).items()
+        replace(p, method=f"{_kind(p)}, {written}", name=p.recipe)
+        for written, records in both_files(results).items()
         for p in points(records)
     ]
-    by_recipe: dict[str, dict[int, dict[str, Mapping[str, str]]]] = defaultdict(lambda: defaultdict(dict))
-    for row in priced:
-        by_recipe[row["recipe"]][int(row["seed"])][row["split"]] = row
-    for name, seeds in by_recipe.items():
-        rows = [seeds[seed] for seed in sorted(seeds)]
-        scores = {
-            split: Scores(
-                tuple(float(r[split]["accuracy"]) for r in rows), tuple(float(r[split]["loss"]) for r in rows)
-            )
-            for split in ("test", "validation")
-        }
-        sizes = tuple(int(r["test"]["bytes"]) for r in rows)
-        same = {"method": PRICED, "name": name, "family": "scalar", "seeds": tuple(sorted(seeds)), "sizes": sizes}
-        found.append(replace(found[0], scores=scores, cells=tuple(r["test"]["cell"] for r in rows), **same))
+    found = [replace(p, group=found[0].group) for p in found]  # that trainings differ is what is asked about
     return [
         p for method in dict.fromkeys(p.method for p in found) for p in _front([q for q in found if q.method == method])
     ]
@@ -161,57 +223,109 @@ def sentence(found: MethodSaving) -> str:
     return f"{found.method} needs {abs(percent):.0f} % ({bounds}) {word} bytes than {found.against} {reach}"
 
 
-def document(results: Sequence[Result], priced: Sequence[Mapping[str, str]]) -> str:
-    """Tables, and what the intervals support."""
-    files = {coder: {(p.recipe): p for p in points(records)} for coder, records in both_files(results).items()}
-    rows = []
-    for name, p in sorted(files[FIXED].items(), key=lambda item: item[1].bytes):
-        coded = files[CODED][name]
-        rows.append({
+def document(results: Sequence[Result]) -> str:
+    """Tables, and what the intervals support, for each network."""
+    seeds = len({r["cell"]["seed"] for r in results})
+    models = list(dict.fromkeys(r["cell"]["model"] for r in results))
+    sections = "\n".join(_section(model, [r for r in results if r["cell"]["model"] == model]) for model in models)
+    training = PRICE_TRAINING
+    return f"""# Entropy coding: who wins on equal terms
+
+Made by `bitbook study --dataset entropy --seeds {seeds}` and
+`python -m bitbook.study.entropy runs/entropy docs/results`:
+{len(results)} trials, {seeds} seed{"s" * (seeds != 1)}, {", ".join(models)}, all from the strong start.
+Every file is a row per split in [entropy.csv](entropy.csv).
+
+"{FIXED.capitalize()}" and "{CODED}" are the same network, tuned for 5 epochs under the plan and written twice: an entry
+per tensor (format 1), and one entry (format 2). Their difference is the coder and the header.
+"{PRICED.capitalize()}" is entropy-coded too: {training["epochs"]} epochs with a price on every bit, of scalars and of
+codewords, the same data and inputs, no teacher, biases as integers under the same price. Its difference from
+"{CODED}" is therefore the price, those biases (float32 elsewhere), and {training["epochs"] - 5} epochs more, with Adam.
+A codebook's share is its bytes in the file.
+{sections}"""
+
+
+def _section(model: str, results: Sequence[Result]) -> str:
+    line = curves(results)
+    there = {p.method for p in line}
+    savings = equal_accuracy_savings(line, [pair for pair in PAIRS if set(pair) <= there])
+    by_pair = {(found.method, found.against): found for found in savings}
+    parts = [
+        {
+            "kind": kind,
+            "the coder saves": _percent(by_pair.get((f"{kind}, {CODED}", f"{kind}, {FIXED}"))),
+            "the price saves more": _percent(by_pair.get((f"{kind}, {PRICED}", f"{kind}, {CODED}"))),
+            **{f"codebook, % of {written}": _share([p for p in line if p.method == f"{kind}, {written}"])
+               for written in (FIXED, PRICED)},
+        }
+        for kind in KINDS.values() if f"{kind}, {CODED}" in there
+    ]  # fmt: skip
+    files = {written: {p.recipe: p for p in points(records)} for written, records in both_files(results).items()}
+    rows = [
+        {
             "recipe": name,
             "fixed width, bytes": round(p.bytes),
             "entropy-coded, bytes": round(coded.bytes),
             "saved, %": 100 * (1 - coded.bytes / p.bytes),
             "codebook, bytes": _codebook(p) or None,
             "test accuracy": accuracy_text(p.test),
-        })  # fmt: skip
-    curves = _curves(results, priced)
-    there = {p.method for p in curves}
-    savings = equal_accuracy_savings(curves, [pair for pair in PAIRS if set(pair) <= there])
+        }
+        for name, p in sorted(files[FIXED].items(), key=lambda item: item[1].bytes)
+        for coded in [files[CODED][name]]
+    ]
+    priced = [
+        {
+            "recipe": name,
+            "bytes": round(p.bytes),
+            "codebook, bytes": _codebook(p) or None,
+            "test accuracy": accuracy_text(p.test),
+        }
+        for name, p in sorted(files[PRICED].items(), key=lambda item: item[1].bytes)
+    ]
     said = "\n".join(f"- {sentence(found)}" for found in savings)
-    seeds = len({r["cell"]["seed"] for r in results})
-    return f"""# Entropy coding: who wins on equal terms
-
-Made by `bitbook study --dataset entropy --seeds {seeds}` and
-`python -m bitbook.study.entropy runs/entropy docs/results`:
-{len(results)} trials, {seeds} seeds, MNIST, mlp-784-128-64-10, the strong start, then 5 epochs under the plan.
-Every file is a row per split in [entropy.csv](entropy.csv). Each trained network is written twice: at fixed width,
-an entry per tensor (format 1), and entropy-coded, one entry (format 2). Their difference is the coder and the header.
-"{PRICED}" are the rows of [headline.csv](headline.csv) without a teacher: the same data and inputs, trained from
-scratch for 30 epochs with a price on every bit, so that what they save is price and training together.
-
-## What the intervals support
+    return f"""
+## {model}
 
 Bytes at equal test accuracy, mean over the accuracies that both reach (Bjøntegaard 2001), 95 % intervals over seeds:
 
 {said}
 
-## Every recipe
+Where the savings come from, in percent of the bytes before:
 
-{markdown_table(rows, list(rows[0]))}
-"""
+{markdown_table(parts, list(parts[0])) if parts else ""}
+Every recipe, tuned:
+
+{markdown_table(rows, list(rows[0])) if rows else ""}
+Trained with a price:
+
+{markdown_table(priced, list(priced[0])) if priced else ""}"""
+
+
+def _percent(found: MethodSaving | None) -> str:
+    """A saving with its interval, where the two share a range of accuracies."""
+    saving: SavingInterval | None = found.saving if found is not None else None
+    if saving is None:
+        return ""
+    percent, low, high = saving.saving.percent, saving.low, saving.high
+    return f"{percent:.0f}" if math.isnan(low) else f"{percent:.0f} ({low:.0f} to {high:.0f})"
+
+
+def _share(line: Sequence[Point]) -> float | None:
+    """Percent of their files that codewords take, mean over points; None where there are none."""
+    shares = [100 * _codebook(p) / p.sizes[0] for p in line]
+    return fmean(shares) if any(shares) else None
 
 
 def _codebook(p: Point) -> int:
-    """Bytes of codewords in the first seed's file of fixed width."""
+    """Bytes of codewords in the first seed's file."""
     return sum(row["bytes"] for row in p.example["result"]["ledger"]["rows"] if row["part"].startswith("centroids"))
 
 
 def csv_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     """A row per file and split."""
     return [
-        {**row, "coder": "fixed" if coder == FIXED else "smallest"}
-        for coder, records in both_files(results).items()
+        {**row, "coder": "fixed" if written == FIXED else "smallest"}
+        for written, records in both_files(results).items()
         for row in trial_rows(records)
     ]
 
@@ -220,18 +334,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the document of a finished study."""
     parser = argparse.ArgumentParser(description="Write the document of the entropy study.")
     parser.add_argument("run", type=Path, help="the study's folder, which holds study.db")
-    parser.add_argument("folder", type=Path, help="where the document goes, beside headline.csv")
+    parser.add_argument("folder", type=Path, help="where the document goes")
     given = parser.parse_args(arguments)
     store = StudyStore(open_storage(given.run / "study.db"), "entropy")
     results = sorted(store.results(), key=lambda record: record["cell_id"])
     store.close()
-    priced = []
-    if (given.folder / "headline.csv").exists():
-        with open(given.folder / "headline.csv", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["model"] == MNIST.model]
-        priced = [row for row in rows if "no teacher" in row["recipe"]]
     write_csv(csv_rows(results), given.folder / "entropy.csv")
-    (given.folder / "entropy.md").write_text(document(results, priced), encoding="utf-8")
+    (given.folder / "entropy.md").write_text(document(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

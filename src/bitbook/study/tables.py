@@ -547,7 +547,7 @@ def _groups_of(results: Sequence[Result]) -> list[Group]:
 
 
 def _tunes(cell: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [phase["tune"] for phase in cell["phases"] if "tune" in phase]
+    return [phase[how] for phase in cell["phases"] for how in ("tune", "price") if how in phase]
 
 
 def training_text(cell: Mapping[str, Any]) -> str:

@@ -3,8 +3,9 @@
     cell ──► start (float training, cached) ──► quantize_ ──► tune ──► freeze ──► file ──► evaluate the file
 
 A `Cell` is JSON: dataset, holdout, model, start, phases (a plan and how to tune under it), fit options,
-regime, seed.  The accuracy reported is
-that of the file, read back into a fresh model.
+regime, seed.  A phase may have a "price" instead: `lam` and the fields of `RateTraining`; it is the last, and its
+file is entropy-coded, since prices mean nothing to fixed widths.  The accuracy reported is that of the file, read
+back into a fresh model.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from bitbook.models import build_model
 from bitbook.plan import Plan
 from bitbook.qat import Regime
 from bitbook.quantizer import FitOptions, Quantized
+from bitbook.rate.training import RateTraining, train
 from bitbook.study.storage import cell_id
 
 Cell = Mapping[str, Any]
@@ -66,12 +68,19 @@ def run_trial(cell: Cell) -> dict[str, Any]:
             calibrate(model, [data.train_x[:CALIBRATION_EXAMPLES]])
         if "tune" in phase:
             losses += run_epochs(model, data.train_x, data.train_y, Training(**phase["tune"]), generator=generator)
+        if "price" in phase:
+            how = dict(phase["price"])
+            lam, examples = how.pop("lam"), (data.train_x, data.train_y)
+            trained = train(model, examples, None, lam=lam, training=RateTraining(**how), seed=cell["seed"])
+            model, losses = trained.model, losses + [epoch.loss for epoch in trained.epochs]
     fitted = clock()
     if losses and not math.isfinite(losses[-1]):
         return _diverged(cell, data, dataset, losses)
 
     artifact = freeze(model)
-    found = measure_file(artifact, cell["model"], dataset, data, Fixed(), "per-tensor")
+    priced = "price" in cell["phases"][-1]
+    how = (Smallest(), None) if priced else (Fixed(), "per-tensor")
+    found = measure_file(artifact, cell["model"], dataset, data, *how)
     if cell.get("coded"):
         found["coded_bytes"] = len(to_bytes(artifact)[0])  # of the same content, entropy-coded
     return {

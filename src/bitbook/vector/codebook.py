@@ -12,7 +12,17 @@ from torch import Generator, Tensor
 
 from bitbook.blocks import Block, Grid, Shape, check_block
 from bitbook.errors import PlanError
-from bitbook.quantizer import Child, FitOptions, Price, Quantizer, StreamSpec, code_dtype, quantize_side
+from bitbook.quantizer import (
+    Child,
+    FitOptions,
+    Price,
+    Quantized,
+    Quantizer,
+    StreamSpec,
+    code_dtype,
+    quantize_side,
+    select_rows,
+)
 from bitbook.scalar.leaves import Float
 from bitbook.vector.kmeans import assign, kmeans
 
@@ -121,6 +131,19 @@ class Codebook(Quantizer):
         grid = Grid.of(shape, self.block, pad=self.pad)
         labels = codes["codes"].reshape(-1).long()
         return grid.join(side["centroids"].index_select(0, labels), shape)
+
+    def without_unused(self, quantized: Quantized) -> Quantized:
+        """Drop codewords without blocks, and renumber the rest; where their storage leaves no row out, keep all."""
+        labels = quantized.codes["codes"]
+        used, renumbered = torch.unique(labels, return_inverse=True)
+        if len(used) == self._codewords:
+            return quantized
+        side = select_rows(quantized.side["centroids"], used.long())
+        if side is None:
+            return quantized
+        recipe = Codebook(len(used), self.block, side.recipe, self.pad)
+        codes = renumbered.to(code_dtype(len(used)))
+        return Quantized(recipe, quantized.shape, {"codes": codes}, {"centroids": side})
 
     @property
     def _codewords(self) -> int:
