@@ -27,7 +27,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build_model(name: str, seed: int) -> nn.Module:
-    """Build a model with freshly initialised weights: a name in `MODELS`, or `mlp-A-B-…` with any sizes.
+    """Build a model with freshly initialised weights: a name in `MODELS`, or one with sizes of its own.
+
+    `mlp-A-B-…` is a perceptron of any sizes, `lenet-5-A-B-C` a LeNet-5 of A and B channels and C hidden units.
 
     The weights depend on `seed` alone, and PyTorch's own generator is left as it was. Raises `PlanError` for
     an unknown name.
@@ -36,8 +38,11 @@ def build_model(name: str, seed: int) -> nn.Module:
         factory = MODELS[name]
     elif re.fullmatch(r"mlp(-[1-9]\d*){2,}", name):
         factory = partial(mlp, [int(size) for size in name.split("-")[1:]])
+    elif re.fullmatch(r"lenet-5(-[1-9]\d*){3}", name):
+        factory = partial(lenet_5, *(int(size) for size in name.split("-")[2:]))
     else:
-        raise PlanError(f"no model {name!r}; there are {', '.join(MODELS)}, and mlp-A-B-… with any sizes")
+        sized = "with any sizes mlp-A-B-… and lenet-5-A-B-C"
+        raise PlanError(f"no model {name!r}; there are {', '.join(MODELS)}, {sized}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed accelerators too, for good
         return factory()

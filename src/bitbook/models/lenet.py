@@ -10,24 +10,24 @@ from bitbook.models.mlp import MLP, mlp
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 as Caffe ships it: 431,080 parameters.
+    """LeNet-5 as Caffe ships it, 431,080 parameters, or with other numbers of units.
 
     Two convolutions, 20 and 50 kernels of 5 x 5, each followed by 2 x 2 max-pooling and, as in Caffe, by no
     other nonlinearity; then 500 hidden units with ReLU, and the logits. Takes images of 28 x 28, flattened
     or not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 20, second: int = 50, hidden: int = 500) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 20, 5)
-        self.conv2 = nn.Conv2d(20, 50, 5)
-        self.fc1 = nn.Linear(50 * 4 * 4, 500)
-        self.fc2 = nn.Linear(500, 10)
+        self.conv1 = nn.Conv2d(1, first, 5)
+        self.conv2 = nn.Conv2d(first, second, 5)
+        self.fc1 = nn.Linear(second * 4 * 4, hidden)
+        self.fc2 = nn.Linear(hidden, 10)
 
     def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch 10"]:
         x = x.reshape(-1, 1, 28, 28)
-        x = F.max_pool2d(self.conv1(x), 2)  # (batch, 20, 12, 12)
-        x = F.max_pool2d(self.conv2(x), 2)  # (batch, 50, 4, 4)
+        x = F.max_pool2d(self.conv1(x), 2)  # (batch, first, 12, 12)
+        x = F.max_pool2d(self.conv2(x), 2)  # (batch, second, 4, 4)
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 
@@ -36,6 +36,6 @@ def lenet_300_100() -> MLP:
     return mlp((784, 300, 100, 10))
 
 
-def lenet_5() -> LeNet5:
-    """Build LeNet-5-Caffe: 431,080 parameters."""
-    return LeNet5()
+def lenet_5(first: int = 20, second: int = 50, hidden: int = 500) -> LeNet5:
+    """Build LeNet-5-Caffe, by default with its 431,080 parameters."""
+    return LeNet5(first, second, hidden)
