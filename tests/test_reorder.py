@@ -8,6 +8,7 @@ from torch import nn
 
 from bitbook import ECSQ, FitOptions, Plan, quantize_
 from bitbook.errors import PlanError
+from bitbook.models import build_model
 from bitbook.reorder import sort_units
 
 
@@ -28,9 +29,31 @@ def test_the_network_computes_what_it_did(quantized: bool) -> None:
     assert bool((busy[:-1] >= busy[1:]).all())
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+def test_channels_move_with_the_places_they_own(quantized: bool) -> None:
+    torch.manual_seed(0)
+    model = build_model("lenet-5-4-6-9", seed=0)
+    layers = [module for module in model.children() if isinstance(module, nn.Linear | nn.Conv2d)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight *= 4 * (torch.rand_like(layer.weight) > 0.7)
+    if quantized:
+        quantize_(model, Plan({"*": ECSQ()}), options=FitOptions(step=0.1))
+    x = torch.randn(30, 784)
+    before = model(x)
+    sort_units(layers)
+    torch.testing.assert_close(model(x), before)
+    busy = layers[1].weight.count_nonzero((1, 2, 3)) + layers[2].weight.reshape(9, 6, 16).count_nonzero((0, 2))
+    assert bool((busy[:-1] >= busy[1:]).all())
+
+
 def test_what_cannot_be_sorted_is_refused() -> None:
     with pytest.raises(PlanError, match="units"):
         sort_units([nn.Linear(3, 4), nn.Linear(5, 2)])
+    with pytest.raises(PlanError, match="takes 8"):
+        sort_units([nn.Linear(3, 4), nn.Linear(8, 2)])  # only channels own several inputs
+    with pytest.raises(PlanError, match="takes 7"):
+        sort_units([nn.Conv2d(1, 4, 3), nn.Linear(7, 2)])
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
     quantize_(model, Plan({"0.weight": ECSQ(1, (1, -1))}))
     with pytest.raises(PlanError, match="share side tensors"):

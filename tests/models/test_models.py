@@ -25,7 +25,7 @@ def state(model: torch.nn.Module) -> list[torch.Tensor]:
         ("mlp-64-32-16-10", 2_778),
         ("lenet-300-100", 266_610),
         ("lenet-5", 431_080),
-        ("lenet-narrow", 20_522),
+        ("lenet-5-20-50-500", 431_080),
     ],
 )
 def test_published_parameter_counts(name: str, parameters: int) -> None:
@@ -74,7 +74,7 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(state(first)[0], state(other)[0])
 
 
-@pytest.mark.parametrize("name", ["lenet-4", "mlp", "mlp-784", "mlp-784--10", "mlp-784-0", "mlp-784-10-"])
+@pytest.mark.parametrize("name", ["lenet-4", "mlp", "mlp-784", "mlp-784--10", "mlp-784-0", "mlp-784-10-", "lenet-5-8"])
 def test_an_unknown_name_gets_the_choices(name: str) -> None:
     with pytest.raises(PlanError, match=f"no model '{name}'; there are mlp-784-128-64-10, .* mlp-A-B-…"):
         build_model(name, seed=0)

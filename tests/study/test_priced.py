@@ -12,6 +12,7 @@ import torch
 from bitbook import ECSQ, Plan
 from bitbook.data import Dataset
 from bitbook.errors import PlanError
+from bitbook.models import build_model
 from bitbook.study import entropy, headline, priced
 from bitbook.study.catalogue import STUDIES, find_study
 from bitbook.study.grid import DIGITS, DIGITS_START, digits_recipes, grid
@@ -38,6 +39,12 @@ def test_a_trial_reports_its_own_file() -> None:
     accuracy = {row["split"]: row["accuracy"] for row in result["rows"]}
     assert accuracy.keys() == {"test", "validation"} and min(accuracy.values()) > 85
     assert result == {**priced.run_trial(cell), "seconds": result["seconds"]}
+
+
+def test_a_narrow_network_is_trained_and_the_whole_one_written() -> None:
+    result = priced.run_trial(digits_cell(1e-4, narrow="mlp-64-24-12-10"))
+    assert result["quantized_weights"] == sum(p.numel() for p in build_model(DIGITS.model, seed=0).parameters())
+    assert next(row["accuracy"] for row in result["rows"] if row["split"] == "validation") > 85
 
 
 def test_prices_are_chosen_on_validation_alone() -> None:

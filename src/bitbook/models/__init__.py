@@ -14,7 +14,6 @@ from bitbook.models.convnet import ConvNet as ConvNet
 from bitbook.models.lenet import LeNet5 as LeNet5
 from bitbook.models.lenet import lenet_5 as lenet_5
 from bitbook.models.lenet import lenet_300_100 as lenet_300_100
-from bitbook.models.lenet import lenet_narrow as lenet_narrow
 from bitbook.models.mlp import MLP as MLP
 from bitbook.models.mlp import mlp as mlp
 
@@ -23,13 +22,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp-64-32-16-10": partial(mlp, (64, 32, 16, 10)),
     "lenet-300-100": lenet_300_100,
     "lenet-5": lenet_5,
-    "lenet-narrow": lenet_narrow,
     "convnet": ConvNet,
 }
 
 
 def build_model(name: str, seed: int) -> nn.Module:
-    """Build a model with freshly initialised weights: a name in `MODELS`, or `mlp-A-B-…` with any sizes.
+    """Build a model with freshly initialised weights: a name in `MODELS`, or one with sizes of its own.
+
+    `mlp-A-B-…` is a perceptron of any sizes, `lenet-5-A-B-C` a LeNet-5 of A and B channels and C hidden units.
 
     The weights depend on `seed` alone, and PyTorch's own generator is left as it was. Raises `PlanError` for
     an unknown name.
@@ -38,8 +38,11 @@ def build_model(name: str, seed: int) -> nn.Module:
         factory = MODELS[name]
     elif re.fullmatch(r"mlp(-[1-9]\d*){2,}", name):
         factory = partial(mlp, [int(size) for size in name.split("-")[1:]])
+    elif re.fullmatch(r"lenet-5(-[1-9]\d*){3}", name):
+        factory = partial(lenet_5, *(int(size) for size in name.split("-")[2:]))
     else:
-        raise PlanError(f"no model {name!r}; there are {', '.join(MODELS)}, and mlp-A-B-… with any sizes")
+        sized = "with any sizes mlp-A-B-… and lenet-5-A-B-C"
+        raise PlanError(f"no model {name!r}; there are {', '.join(MODELS)}, {sized}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed accelerators too, for good
         return factory()

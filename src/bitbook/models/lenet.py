@@ -10,16 +10,15 @@ from bitbook.models.mlp import MLP, mlp
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 as Caffe ships it: 431,080 parameters in its usual widths.
+    """LeNet-5 as Caffe ships it, 431,080 parameters, or with other numbers of units.
 
-    Two convolutions, 20 and 50 `kernels` of 5 x 5, each followed by 2 x 2 max-pooling and, as in Caffe, by no
+    Two convolutions, of `first` and `second` kernels of 5 x 5, each followed by 2 x 2 max-pooling and, as in Caffe, by no
     other nonlinearity; then 500 `hidden` units with ReLU, and the logits. Takes images of 28 x 28, flattened
     or not.
     """
 
-    def __init__(self, kernels: tuple[int, int] = (20, 50), hidden: int = 500) -> None:
+    def __init__(self, first: int = 20, second: int = 50, hidden: int = 500) -> None:
         super().__init__()
-        first, second = kernels
         self.conv1 = nn.Conv2d(1, first, 5)
         self.conv2 = nn.Conv2d(first, second, 5)
         self.fc1 = nn.Linear(second * 4 * 4, hidden)
@@ -27,8 +26,8 @@ class LeNet5(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch 10"]:
         x = x.reshape(-1, 1, 28, 28)
-        x = F.max_pool2d(self.conv1(x), 2)  # (batch, 20, 12, 12)
-        x = F.max_pool2d(self.conv2(x), 2)  # (batch, 50, 4, 4)
+        x = F.max_pool2d(self.conv1(x), 2)  # (batch, first, 12, 12)
+        x = F.max_pool2d(self.conv2(x), 2)  # (batch, second, 4, 4)
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 
@@ -37,11 +36,6 @@ def lenet_300_100() -> MLP:
     return mlp((784, 300, 100, 10))
 
 
-def lenet_5() -> LeNet5:
-    """Build LeNet-5-Caffe: 431,080 parameters."""
-    return LeNet5()
-
-
-def lenet_narrow() -> LeNet5:
-    """Build LeNet-5 with 8 and 16 kernels and 64 hidden units: 20,522 parameters, for studies of many trials."""
-    return LeNet5((8, 16), 64)
+def lenet_5(first: int = 20, second: int = 50, hidden: int = 500) -> LeNet5:
+    """Build LeNet-5-Caffe, by default with its 431,080 parameters."""
+    return LeNet5(first, second, hidden)

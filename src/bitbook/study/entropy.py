@@ -106,7 +106,7 @@ NETWORKS = (
         (5, 10, 20, 40), ((4, 64), (8, 64)), rows=(25, 50, 75),
     ),
     Network(
-        "lenet-narrow", Layers("*.weight", "*", "fc2.weight"), (2, 3, 4), (2, 3, 4), [(2, (16, 64)), (4, (16, 64))],
+        "lenet-5-8-16-64", Layers("*.weight", "*", "fc2.weight"), (2, 3, 4), (2, 3, 4), [(2, (16, 64)), (4, (16, 64))],
         (10, 20, 40), ((4, 64),), undivided={"conv1.weight": Uniform(5)},
     ),
 )  # fmt: skip

@@ -3,7 +3,8 @@
     fresh model ──quantize_──► train(λ, teacher) ──fold inputs──► sort hidden units ──► file ──► evaluate the file
 
 A cell is JSON: dataset, holdout, model, plan, step and bias_step (where reconstruction points begin), training (the
-fields of `RateTraining`), lam, inputs (scale and shift of the inputs in training), teacher or None, seed.
+fields of `RateTraining`), lam, inputs (scale and shift of the inputs in training), teacher or None, seed; and, where
+most units of the model would end up empty, narrow: a smaller model that is trained in its place, and then widened.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from bitbook.rate.training import RateTraining, train
 from bitbook.reorder import sort_units
 from bitbook.study.teacher import Lessons, lessons
 from bitbook.study.trial import load_parts, measure_file
+from bitbook.widen import widen
 
 
 def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,10 +36,7 @@ def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
     if cell["teacher"] is not None:
         taught = lessons(cell["teacher"], cell["dataset"], cell["holdout"], data)
     started = clock()
-    model = build_model(cell["model"], seed=cell["seed"])
-    for name, step in (("weights", cell["step"]), ("biases", cell["bias_step"])):
-        plan = Plan.from_json({"weights": cell["plan"][name]})
-        quantize_(model, plan, options=FitOptions(step=step, iterations=0))
+    model = _quantized(cell.get("narrow", cell["model"]), cell)
     scale, shift = cell["inputs"]
     trained = train(
         model,
@@ -50,8 +49,12 @@ def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
     )
     if (scale, shift) != (1.0, 0.0):
         fold_inputs(_first_layer(trained.model), scale, shift, options=FitOptions(step=cell["bias_step"], iterations=0))
-    sort_units([module for module in trained.model.modules() if isinstance(module, nn.Linear)])
-    artifact = freeze(trained.model)
+    sort_units([module for module in trained.model.modules() if isinstance(module, nn.Linear | nn.Conv2d)])
+    whole = trained.model
+    if "narrow" in cell:
+        whole = _quantized(cell["model"], cell)
+        widen(trained.model, whole)
+    artifact = freeze(whole)
     fitted = clock()
     return {
         **measure_file(artifact, cell["model"], dataset, data, batch=500),
@@ -59,6 +62,15 @@ def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
         "losses": [epoch.loss for epoch in trained.epochs],
         "seconds": {"start": started - began, "fit": fitted - started, "evaluate": clock() - fitted},
     }
+
+
+def _quantized(model_name: str, cell: Mapping[str, Any]) -> nn.Module:
+    """A fresh model under the cell's plans."""
+    model = build_model(model_name, seed=cell["seed"])
+    for name, step in (("weights", cell["step"]), ("biases", cell["bias_step"])):
+        plan = Plan.from_json({"weights": cell["plan"][name]})
+        quantize_(model, plan, options=FitOptions(step=step, iterations=0))
+    return model
 
 
 def _first_layer(model: nn.Module) -> nn.Module:
