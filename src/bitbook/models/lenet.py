@@ -12,9 +12,8 @@ from bitbook.models.mlp import MLP, mlp
 class LeNet5(nn.Module):
     """LeNet-5 as Caffe ships it, 431,080 parameters, or with other numbers of units.
 
-    Two convolutions, of `first` and `second` kernels of 5 x 5, each followed by 2 x 2 max-pooling and, as in Caffe, by no
-    other nonlinearity; then 500 `hidden` units with ReLU, and the logits. Takes images of 28 x 28, flattened
-    or not.
+    Two convolutions of 5 x 5, with `first` and `second` kernels, each followed by 2 x 2 max-pooling and, as in Caffe,
+    by no other nonlinearity; then `hidden` units with ReLU, and the logits. Takes images of 28 x 28, flattened or not.
     """
 
     def __init__(self, first: int = 20, second: int = 50, hidden: int = 500) -> None:
