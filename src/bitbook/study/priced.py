@@ -38,9 +38,10 @@ def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
     started = clock()
     model = _quantized(cell.get("narrow", cell["model"]), cell)
     scale, shift = cell["inputs"]
+    taught = taught._replace(x=scale * taught.x + shift)  # the images as they were are let go: they may be gigabytes
     trained = train(
         model,
-        (scale * taught.x + shift, taught.y),
+        (taught.x, taught.y),
         None,
         lam=cell["lam"],
         training=RateTraining(**cell["training"]),
