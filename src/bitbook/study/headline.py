@@ -27,17 +27,21 @@ from bitbook.study.tables import markdown_table, write_csv
 
 TEACHER: Mapping[str, Any] = {"model": "convnet", "epochs": 12, "batch": 128, "lr": 4e-3, "seed": 0, "copies": 12}
 TAUGHT = {"epochs": 5, "batch": 512, "lr": 1.1e-2, "distill": 0.9}
+TAUGHT_LENET_5 = {"epochs": 2, "batch": 512, "lr": 8e-3, "distill": 0.9}
 ALONE = {"epochs": 30, "batch": 256, "lr": 8e-3, "distill": 0.0}
 """Passes over the images of a pupil, whose images are copies, and without a teacher."""
 UNIT_INPUTS, OWN_INPUTS = (0.5, 0.5), (1.0, 0.0)
 """Scale and shift of the inputs in training: with background 0, or as the data are."""
 
 MLP, LENET_300_100, LENET_5 = "mlp-784-128-64-10", "lenet-300-100", "lenet-5"
+NARROW = "lenet-5-8-16-48"
+"""What is trained in place of LeNet-5, and then widened: of its channels and units hardly more would survive."""
 HOLDOUT = 5000
 TUNING_SEEDS = (1000, 1001)
 LADDERS: Mapping[tuple[str, bool], Sequence[float]] = {
     (MLP, False): (1.5e-6, 2.5e-6, 4e-6, 6e-6, 9e-6, 1.3e-5, 1.8e-5),
     (MLP, True): (8e-6, 1.3e-5, 2.2e-5),
+    (LENET_5, True): (4e-6, 6e-6, 9e-6),
     (LENET_300_100, True): (6e-6, 8e-6, 1.1e-5),
 }
 """The prices λ that are tried for each model, with and without a teacher."""
@@ -99,6 +103,7 @@ def priced_cell(model: str, lam: float, seed: int, *, taught: bool, target: floa
     """One trial of `priced.run_trial`, written out completely."""
     weights = Plan({"*.weight": ECSQ(3)}).to_json()["weights"]
     biases = Plan({"*.bias": ECSQ()}).to_json()["weights"]
+    convolutional = model == LENET_5
     cell = {
         "dataset": "mnist",
         "holdout": HOLDOUT,
@@ -107,14 +112,17 @@ def priced_cell(model: str, lam: float, seed: int, *, taught: bool, target: floa
         "method": "priced ECSQ" if taught else "priced ECSQ, no teacher",
         "recipe": f"λ = {lam:g}",
         "plan": {"weights": weights, "biases": biases},
-        "step": 0.4 if taught else 0.2,  # inputs of twice the range take weights of half the size
+        # Inputs of twice the range, and those of convolutions, take smaller weights.
+        "step": 0.4 if taught and not convolutional else 0.2,
         "bias_step": 0.1,
-        "training": TAUGHT if taught else ALONE,
+        "training": (TAUGHT_LENET_5 if convolutional else TAUGHT) if taught else ALONE,
         "lam": lam,
         "inputs": list(UNIT_INPUTS if taught else OWN_INPUTS),
         "teacher": dict(TEACHER) if taught else None,
         "seed": seed,
     }
+    if convolutional:
+        cell["narrow"] = NARROW
     return cell if target is None else {**cell, "target": target}
 
 
