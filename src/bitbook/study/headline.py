@@ -89,14 +89,13 @@ ROWS = (
 )
 
 PRICES: Mapping[str, float] = {
-    "mlp-784-128-64-10 98 taught": 3e-06,
-    "mlp-784-128-64-10 97.5 taught": 8e-06,
-    "mlp-784-128-64-10 97 taught": 1.2e-05,
-    "lenet-300-100 98.1 taught": 3.5e-06,
-    "mlp-784-128-64-10 97.5 alone": 4e-06,
-    "mlp-784-128-64-10 97 alone": 1.3e-05,
+    "mlp-784-128-64-10 98 taught": 1e-05,
+    "mlp-784-128-64-10 97.5 taught": 1.6e-05,
+    "mlp-784-128-64-10 97 taught": 2.2e-05,
+    "mlp-784-128-64-10 97.5 alone": 5.4e-06,
+    "mlp-784-128-64-10 97 alone": 1.5e-05,
 }
-"""λ of each row, by its key: the highest of its ladder that keeps the target on validation, `choose`."""
+"""λ of each row, by its key: the highest that is expected to keep the target on validation, `choose`."""
 
 
 def priced_cell(model: str, lam: float, seed: int, *, taught: bool, target: float | None = None) -> dict[str, Any]:
@@ -163,7 +162,8 @@ def choose(results: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         if not len(points):
             continue
         steps = np.linspace(points[:, 0].min(), points[:, 0].max(), 1001)
-        expected = np.polyval(np.polyfit(points[:, 0], points[:, 1], 2), steps)
+        degree = min(2, len(np.unique(points[:, 0])) - 1)
+        expected = np.polyval(np.polyfit(points[:, 0], points[:, 1], degree), steps)
         kept = steps[expected >= row.target + margin(row.target)]
         if len(kept):
             chosen[row.key] = max(_rounded_down(math.exp(kept.max())), float(f"{math.exp(steps[0]):.2g}"))
