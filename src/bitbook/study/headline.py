@@ -41,7 +41,7 @@ TUNING_SEEDS = (1000, 1001)
 LADDERS: Mapping[tuple[str, bool], Sequence[float]] = {
     (MLP, False): (1.5e-6, 2.5e-6, 4e-6, 6e-6, 9e-6, 1.3e-5, 1.8e-5),
     (MLP, True): (8e-6, 1.3e-5, 2.2e-5),
-    (LENET_5, True): (4e-6, 6e-6, 9e-6),
+    (LENET_5, True): (5e-6,),
     (LENET_300_100, True): (6e-6, 8e-6, 1.1e-5),
 }
 """The prices λ that are tried for each model, with and without a teacher."""
@@ -92,6 +92,8 @@ PRICES: Mapping[str, float] = {
     "mlp-784-128-64-10 98 taught": 1e-05,
     "mlp-784-128-64-10 97.5 taught": 1.6e-05,
     "mlp-784-128-64-10 97 taught": 2.2e-05,
+    "lenet-300-100 98.1 taught": 7.8e-06,
+    "lenet-5 99.02 taught": 5e-06,
     "mlp-784-128-64-10 97.5 alone": 5.4e-06,
     "mlp-784-128-64-10 97 alone": 1.5e-05,
 }
