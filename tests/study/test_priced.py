@@ -65,7 +65,7 @@ def test_prices_are_chosen_on_validation_alone() -> None:
 
 def test_the_headline_says_what_was_kept_and_what_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     row = headline.Row(DIGITS.model, 90.0, False, "nobody", 500)
-    monkeypatch.setattr(headline, "ROWS", (row, headline.Row("lenet-5", 99.0, True, "somebody", 1)))
+    monkeypatch.setattr(headline, "ROWS", (row, headline.Row("mlp-9-2", 99.0, True, "somebody", 1)))
     monkeypatch.setattr(headline, "MLP", DIGITS.model)
     cells = [digits_cell(1e-4, seed) for seed in (0, 1)]
     results = [record(cell, priced.run_trial(cell)) for cell in cells]
@@ -74,7 +74,7 @@ def test_the_headline_says_what_was_kept_and_what_was_missed(monkeypatch: pytest
     assert (
         f"{min(sizes):,}–{max(sizes):,}" in text
         and "| yes |" in text
-        and "lenet-5 at 99 %, with a teacher: not run" in text
+        and "mlp-9-2 at 99 %, with a teacher: not run" in text
     )
     for r in results:
         for scored in r["result"]["rows"]:

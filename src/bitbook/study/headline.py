@@ -261,7 +261,7 @@ def _left_out(rows: Sequence[Row]) -> str:
     """Why rows have no trials."""
     reasons = []
     for row in rows:
-        tried = (row.model, row.taught) in LADDERS
+        tried = (row.model, row.taught) in LADDERS and row.key not in PRICES
         why = "no price of its ladder keeps it on validation" if tried else "not run"
         reasons.append(f"{row.model} at {row.target:g} %, {'with a teacher' if row.taught else 'alone'}: {why}")
     return f"Without trials: {'; '.join(reasons)}." if reasons else ""
