@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +64,20 @@ def test_prices_are_chosen_on_validation_alone() -> None:
         lam = chosen[f"{headline.MLP} {key} taught"]
         assert 0.9 * min(most, 8e-6) < lam <= min(most, 8e-6)
     assert len(chosen) == 3
+
+
+def test_the_margin_is_the_line_through_the_published_trials() -> None:
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    with open(Path(__file__).parents[2] / "docs/results/mnist.csv", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["holdout"] == str(headline.HOLDOUT):
+                found[row["cell"]][row["split"]] = float(row["accuracy"])
+    pairs = [(f["test"], f["validation"] - f["test"]) for f in found.values() if 96.5 <= f["test"] <= 98.3]
+    slope, height = np.polyfit([test - 97.5 for test, _ in pairs], [harder for _, harder in pairs], 1)
+    assert len(pairs) == 1004
+    assert (height, slope) == pytest.approx(
+        (headline.margin(97.5), headline.margin(98.5) - headline.margin(97.5)), abs=0.005
+    )
 
 
 def test_the_headline_says_what_was_kept_and_what_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
