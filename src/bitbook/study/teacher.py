@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
 from bitbook.data import Moves, Split, move_images
 from bitbook.models import build_model
 from bitbook.study.storage import cell_id
-from bitbook.study.trial import STARTS_FOLDER
+from bitbook.study.trial import STARTS_FOLDER, keep
 
 SHIFT = 2
 """Pixels by which a teacher's training images are moved, at most, in each direction."""
@@ -48,11 +47,7 @@ def lessons(spec: Mapping[str, Any], dataset: str, holdout: int, data: Split) ->
     else:
         stored = _make(spec, data)
         if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=kept.parent, suffix=".tmp", delete=False) as file:
-                temporary = Path(file.name)
-            save_file(stored, temporary)
-            temporary.replace(kept)
+            keep(stored, kept)
     if not spec["copies"]:
         return Lessons(data.train_x, data.train_y, stored["logits"])
     low, high = _range(data)

@@ -167,12 +167,17 @@ def trained_start(cell: Cell, data: Split) -> tuple[nn.Module, list[float]]:
     generator = Generator().manual_seed(cell["seed"])
     losses = run_epochs(model, data.train_x, data.train_y, Training(**cell["start"]), generator=generator)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-        save_file({**model.state_dict(), "losses": torch.tensor(losses, dtype=torch.float64)}, temporary)
-        temporary.replace(path)
+        keep({**model.state_dict(), "losses": torch.tensor(losses, dtype=torch.float64)}, path)
     return model, losses
+
+
+def keep(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors for later trials; other workers see the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        temporary = Path(file.name)
+    save_file(tensors, temporary)
+    temporary.replace(path)
 
 
 @cache
