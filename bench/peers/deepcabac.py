@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 
 import numpy as np
 from nncodec.extensions import deepCABAC  # type: ignore[import-not-found]
+from timing import seconds
 
 UNARY = 11  # NNCodec's default
 OFF = (deepCABAC.HdspMode.AlwaysOff, np.zeros(2, np.int8))  # no earlier version of the model to predict from
@@ -46,13 +46,8 @@ def main() -> None:
     profile, data = min(coded.items(), key=lambda pair: len(pair[1]))
     if not all(map(np.array_equal, decode(data, shapes, profile), matrices)):
         sys.exit("the matrices do not come back")
-    start = time.process_time()
-    repetitions = 0
-    while time.process_time() - start < 0.2:
-        decode(data, shapes, profile)
-        repetitions += 1
-    seconds = (time.process_time() - start) / repetitions
-    print(json.dumps({"DeepCABAC": {"bytes": len(data), "seconds": seconds}}))
+    took = seconds(lambda: decode(data, shapes, profile))
+    print(json.dumps({"DeepCABAC": {"bytes": len(data), "seconds": took}}))
 
 
 if __name__ == "__main__":

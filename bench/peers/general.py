@@ -7,21 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable
 
 import constriction  # type: ignore[import-not-found]
 import numpy as np
 import zstandard  # type: ignore[import-not-found]
-
-
-def seconds(call: Callable[[], object]) -> float:
-    call()
-    start, repetitions = time.process_time(), 0
-    while time.process_time() - start < 0.2:
-        call()
-        repetitions += 1
-    return (time.process_time() - start) / repetitions
+from timing import seconds
 
 
 def by_constriction(matrix: np.ndarray) -> tuple[int, float]:
