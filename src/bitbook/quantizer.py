@@ -59,6 +59,8 @@ class StreamSpec(NamedTuple):
     alphabet: int | None
     centre: int = 0
     """The code that stands for zero, where codes are ordered around it."""
+    states: int = 0
+    """Of the machine (`trellis/machine.py`) that says, in reading order, whether a code is even or odd; 0 without one."""
 
 
 class Stream(NamedTuple):
@@ -93,6 +95,8 @@ class Price:
 class Quantizer(ABC):
     """A recipe, `ŵ = decode(encode(w, side), side)`.  Equal recipes are equal objects."""
 
+    independent_blocks = True
+    """Whether each block's codes follow from that block alone, given the side tensors."""
     trains_codes = True
     """False where codes are fixed during training and the side tensors learn, as in a codebook."""
     learns_side = False
@@ -151,6 +155,12 @@ class Quantizer(ABC):
         Raises `PlanError` where codes leave no such choice.
         """
         raise PlanError(f"{self!r} has no codes to choose among for their bits; use ECSQ, Uniform or Codebook")
+
+    def recentre(
+        self, w: Tensor, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], *, importance: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
+        """The side tensors with the least squared error (weighed by `importance`) for these codes; default: unchanged."""
+        return side
 
     def without_unused(self, quantized: Quantized) -> Quantized:
         """The same tensor, bit for bit, without side values that no code stands for; default: unchanged."""

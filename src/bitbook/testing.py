@@ -227,7 +227,7 @@ def _check_streams(q: Quantized) -> None:
     specs = list(stream_specs(q.recipe, q.shape))
     streams = list(q.streams())
     _law([s.spec for s in streams] == specs, q.recipe, "its streams are not those of stream_specs")
-    for (name, grid, alphabet, _), codes in streams:
+    for (name, grid, alphabet, _, _), codes in streams:
         _law(tuple(codes.shape) == grid, q.recipe, f"the codes of {name} do not lie on their grid {grid}")
         _law(codes.dtype == code_dtype(alphabet), q.recipe, f"the codes of {name} are {codes.dtype}")
         if alphabet is None:
@@ -265,7 +265,7 @@ def _check_frozen(source: FakeQuantize, value: Tensor, who: str) -> None:
 def _check_permutation(q: Quantized, w: Tensor) -> None:
     """Blocks are coded independently: permuted (with what belongs to each), they give permuted results."""
     block = getattr(q.recipe, "block", None)
-    if block is None:
+    if block is None or not q.recipe.independent_blocks:
         return
     grid = Grid.of(q.shape, block, pad=getattr(q.recipe, "pad", False))
     if grid.padded:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from bitbook import ECSQ, Binary, Codebook, FitOptions, Float, Integer, Pruned, Quantizer, Ternary, Uniform
+from bitbook import (
+    ECSQ,
+    Binary,
+    Codebook,
+    FitOptions,
+    Float,
+    Integer,
+    Pruned,
+    Quantizer,
+    Ternary,
+    Trellis,
+    Uniform,
+)
 from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
 from bitbook.coding.context import Context
@@ -73,6 +85,10 @@ QUANTIZERS = [
     Case(ECSQ(1, (1, -1))),
     Case(ECSQ(2, (3, 4), points=Uniform(8, (1, -1)))),
     Case(Uniform(4, (1, 4), scale=ECSQ())),
+    Case(Trellis()),
+    Case(Trellis(4, 3)),
+    Case(Trellis(256, 2, (1, -1), points=Float())),
+    Case(Trellis(16, 1, (3, 4), points=Uniform(8, (1, -1)))),
 ]
 
 LADDERS: list[list[Quantizer]] = [
@@ -85,6 +101,7 @@ LADDERS: list[list[Quantizer]] = [
     [Codebook(32, (1, 4), centroids=Uniform(bits)) for bits in range(2, 8)],
     [Pruned(share, Uniform(6)) for share in (0.1, 0.5, 1.0)],
     [ECSQ(size) for size in (1, 2, 4, 8)],
+    [Trellis(states) for states in (4, 8, 16, 32, 64, 128, 256)],
     [Float("bfloat16"), Float("float16"), Float()],
 ]
 

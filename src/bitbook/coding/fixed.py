@@ -96,7 +96,7 @@ def _bytes(bits: int) -> int:
 
 def checked(stream: Stream) -> np.ndarray:
     """The codes as one row of integers; raises `PlanError` where they are not what the spec says."""
-    (name, grid, alphabet, _), codes = stream
+    (name, grid, alphabet, _, _), codes = stream
     if codes.numel() != grid[0] * grid[1]:
         raise PlanError(f"{name}: {codes.numel()} codes do not fill the grid {grid}")
     if alphabet is not None and not 1 <= alphabet <= LARGEST_ALPHABET:

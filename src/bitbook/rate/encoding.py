@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Generator, Tensor
 
-from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, quantize
-from bitbook.rate.rates import fit_rates
+from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, quantize, quantize_side
+from bitbook.rate.rates import fit_level_rates, fit_rates
 
 
 def quantize_priced(
@@ -23,19 +24,36 @@ def quantize_priced(
     """Quantize a tensor so that importance-weighted squared error plus `lam` · bits is small.
 
     Codes are chosen under the rates of the codes before them, and counted anew: entropy-constrained scalar and vector
-    quantization (Chou, Lookabaugh & Gray 1989), with side tensors as they were fitted.  The best of `rounds` passes is
-    kept, by the same sum.  Raises as `quantize`, and `PlanError` where a recipe's codes leave no choice.
+    quantization (Chou, Lookabaugh & Gray 1989).  Between two passes, reconstruction points move to the means of what
+    they stand for.  The best of `rounds` passes is kept, by the same sum.  Raises as `quantize`, and `PlanError` where a recipe's codes leave no choice.
     """
     found = quantize(recipe, w, importance=importance, options=options, generator=generator)
-    side = {name: stored.decode() for name, stored in found.side.items()}
+    w = w.detach().float()
     (spec,) = found.recipe.layout(found.shape)
     best, least = found, float("inf")
     for _ in range(rounds):
-        rates = fit_rates(spec, found.codes[spec.name])
-        error = (found.decode() - w.float()).square()
+        rates = (
+            fit_level_rates(spec, found.codes[spec.name]) if spec.states else fit_rates(spec, found.codes[spec.name])
+        )
+        error = (found.decode() - w).square()
         cost = float((error if importance is None else importance * error).sum()) + lam * rates.bits
         if cost < least:
             best, least = found, cost
+        side = _recentred(found, w, importance, options)
+        values = {name: stored.decode() for name, stored in side.items()}
         price = Price(lam, {spec.name: rates})
-        found = replace(found, codes=found.recipe.encode_priced(w.float(), side, price, importance=importance))
+        codes = found.recipe.encode_priced(w, values, price, importance=importance)
+        found = replace(found, codes=codes, side=side)
     return best
+
+
+def _recentred(found: Quantized, w: Tensor, importance: Tensor | None, options: FitOptions) -> Mapping[str, Quantized]:
+    """The side tensors that suit the codes best, stored as before."""
+    before = {name: stored.decode() for name, stored in found.side.items()}
+    moved = found.recipe.recentre(w, found.codes, before, importance=importance)
+    return {
+        name: stored
+        if moved[name] is before[name]
+        else quantize_side(stored.recipe, moved[name], found.recipe.child_options(options))
+        for name, stored in found.side.items()
+    }

@@ -8,7 +8,7 @@ A coder with contexts does a little better; this is close enough to steer by, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -55,6 +55,50 @@ class Rates:
         """Bits from the magnitude 1 to 2, from 2 to 3, and so on: `count` of them, never negative."""
         own = self.table.diff()[:count]
         return torch.cat([own, own.new_full((count - len(own),), self.slope)]).clamp_min(0)
+
+
+@dataclass(frozen=True, eq=False)
+class LevelRates:
+    """Bits of the levels of a trellis: those of even levels among the even ones, of odd among the odd."""
+
+    spec: StreamSpec
+    table: Float[Tensor, " magnitudes"]
+    """Bits of the magnitudes from 0 on, the sign's included; an even number of them."""
+    slope: float
+    """Bits for each step of two beyond the table."""
+    bits: float
+    """Of the whole stream, as it was counted."""
+
+    symbols = None
+
+    def __call__(self, codes: Int[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+        size = codes.long().abs()
+        last = len(self.table) - 1
+        beyond = (size - last).clamp_min(0)
+        beyond = beyond + beyond % 2  # whole steps of two, to the table's last of that parity
+        return self.table[size - beyond] + self.slope * (beyond // 2)
+
+
+def fit_level_rates(spec: StreamSpec, codes: Int[Tensor, "rows cols"]) -> LevelRates:
+    """Count the levels of a stream with a machine; where they lie makes no difference."""
+    size = codes.long().abs().flatten()
+    largest = min(int(size.max()) if size.numel() else 0, 2 * _MOST_MAGNITUDES) | 1
+    within = size.clamp_max(largest) - ((size > largest) & (size % 2 == 0)).long()
+    counts = torch.bincount(within, minlength=largest + 1).double()
+    table = torch.empty_like(counts)
+    for parity in (0, 1):
+        own = counts[parity::2]
+        likely = own + 0.5 ** torch.arange(1, len(own) + 1, device=codes.device)
+        if parity == 0:  # a zero has no sign: an even magnitude is compared with it by each of its two levels
+            likely[1:] = torch.cummin(likely[1:], 0).values
+        else:
+            likely = torch.cummin(likely, 0).values
+        table[parity::2] = 1 - torch.log2(likely / likely.sum())
+    table[0] -= 1
+    slopes = table[-2:] - table[-4:-2] if len(table) > 4 else table.new_ones(2)
+    slope = max(float(slopes.mean()), 1.0)
+    rates = LevelRates(spec, table.float(), slope, 0.0)
+    return replace(rates, bits=float(rates(codes).double().sum()))
 
 
 def fit_rates(spec: StreamSpec, codes: Int[Tensor, "rows cols"]) -> Rates:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float as F32
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
@@ -79,21 +79,14 @@ class ECSQ(Quantizer):
         points = step * torch.arange(1, self.size + 1)
         if self.size == 1:
             return {"points": points}
-        weights = torch.ones_like(w) if importance is None else importance
-        weights = grid.split(weights).double()
+        weights = grid.split(torch.ones_like(w) if importance is None else importance).double()
         blocks = grid.split(w.abs()).double()
         best, least = points, torch.full((len(points), 1), math.inf, dtype=torch.float64)
         for _ in range(min(options.iterations, _MOST_ROUNDS) + 1):
             size = _magnitudes(blocks.float(), points, self.dead_zone)
-            error = (weights * (_values(size, points) - blocks).square()).sum(1, keepdim=True)
+            error = (weights * (point_values(size, points) - blocks).square()).sum(1, keepdim=True)
             best, least = torch.where(error < least, points, best), torch.minimum(error, least)
-            own = weights * (size < self.size)  # the last point and what follows it move together, by the distance
-            size = size.clamp_max(self.size).long()
-            total = torch.zeros(len(points), self.size + 1, dtype=torch.float64).scatter_add_(1, size, own)
-            moved = torch.zeros_like(total).scatter_add_(1, size, own * blocks)
-            centre = (moved / total.clamp_min(1e-30))[:, 1:].float()
-            points = torch.where(total[:, 1:] > 0, centre, points)
-            points[:, -1:] = points[:, -2:-1] + step
+            points = centred(blocks, size, weights, points, step)
         return {"points": best}
 
     def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
@@ -110,10 +103,19 @@ class ECSQ(Quantizer):
         candidates = (torch.sign(nearest) * (nearest.abs() - step).clamp_min(0) for step in fewer)
         return {"codes": cheapest(self, w, side, candidates, price, importance)}
 
+    def recentre(
+        self, w: Tensor, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], *, importance: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
+        """Points at the means of what they stand for; with one point, the step of least squared error."""
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        signed = grid.split(codes["codes"])
+        weights = grid.split(torch.ones_like(w) if importance is None else importance)
+        return {"points": recentred(grid.split(w) * torch.sign(signed), signed.abs(), weights, side["points"])}
+
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = Grid.of(shape, self.block, pad=self.pad)
         signed = grid.split(codes["codes"])
-        value = _values(signed.abs(), side["points"])
+        value = point_values(signed.abs(), side["points"])
         return grid.join(torch.where(signed < 0, -value, value), shape)
 
     def ladder(self, side: Mapping[str, Tensor]) -> Tensor:
@@ -135,7 +137,7 @@ class _FakeECSQ(torch.autograd.Function):
             size, value = ladder.nearest(w, points, dead_zone)
         else:
             size = _magnitudes(w.abs(), points, dead_zone)
-            value = _values(size, points)
+            value = point_values(size, points)
             value = torch.where((w < 0) & (size > 0), -value, value)  # codes know no -0.0
         ctx.save_for_backward(w, size)
         return value
@@ -181,7 +183,53 @@ def _magnitudes(
     return found
 
 
-def _values(size: Int[Tensor, "blocks n"], points: F32[Tensor, "blocks points"]) -> F32[Tensor, "blocks n"]:
+def centred(
+    size_w: Float64[Tensor, "blocks n"],
+    size: Int[Tensor, "blocks n"],
+    weights: Float64[Tensor, "blocks n"],
+    points: F32[Tensor, "blocks points"],
+    step: F32[Tensor, "blocks 1"],
+) -> F32[Tensor, "blocks points"]:
+    """Points moved to the weighted means of the magnitudes that they stand for (Lloyd 1982).
+
+    The last stays a `step` beyond the one before: what follows it moves along.  Points without weights stay.
+    """
+    count = points.shape[1]
+    own = weights * (size < count)
+    index = size.clamp_max(count).long()
+    total = torch.zeros(len(points), count + 1, dtype=torch.float64).scatter_add_(1, index, own)
+    moved = torch.zeros_like(total).scatter_add_(1, index, own * size_w)
+    centre = (moved / total.clamp_min(1e-30))[:, 1:].float()
+    points = torch.where(total[:, 1:] > 0, centre, points)
+    points[:, -1:] = points[:, -2:-1] + step
+    return points
+
+
+def recentred(
+    size_w: F32[Tensor, "blocks n"],
+    size: Int[Tensor, "blocks n"],
+    weights: F32[Tensor, "blocks n"],
+    points: F32[Tensor, "blocks points"],
+) -> F32[Tensor, "blocks points"]:
+    """Points of least squared error for given magnitudes: means, and beyond the last point the best distance.
+
+    `size_w` are the weights times the signs of their codes.  Points stay ascending; those without weights stay.
+    """
+    size_w, weights = size_w.double(), weights.double()
+    count = points.shape[1]
+    if count > 1:
+        step = points[:, -1:] - points[:, -2:-1]
+        points = torch.cummax(centred(size_w, size, weights, points, step), 1).values
+    before = points[:, -2:-1].double() if count > 1 else torch.zeros(len(points), 1, dtype=torch.float64)
+    far = weights * (size >= count)
+    steps = size.double() - (count - 1)  # of the last distance, from the point before the last
+    square = (far * steps.square()).sum(1, keepdim=True)
+    distance = (far * steps * (size_w - before)).sum(1, keepdim=True) / square.clamp_min(1e-30)
+    last = torch.where((square > 0) & (distance > 0), before + distance, points[:, -1:].double())
+    return torch.cat([points[:, :-1], last.float()], 1)
+
+
+def point_values(size: Int[Tensor, "blocks n"], points: F32[Tensor, "blocks points"]) -> F32[Tensor, "blocks n"]:
     """The points of magnitudes; differentiable in the points."""
     count = points.shape[1]
     table = torch.cat([torch.zeros_like(points[:, :1]), points], 1)
