@@ -20,6 +20,8 @@ from torch import Tensor
 from bitbook.coding.fixed import checked
 from bitbook.errors import CorruptArtifact, PlanError
 from bitbook.quantizer import LARGEST_CODE, Stream, StreamSpec, code_dtype
+from bitbook.trellis.machine import NO_MACHINE, next_states
+from bitbook.trellis.viterbi import walk
 
 if TYPE_CHECKING:
     from bitbook.coding import small
@@ -32,6 +34,7 @@ LONGEST_STRIDE = 255
 _TRIED_STRIDES = 3
 _TRIED_SYMBOLS = 1 << 17  # that are coded to compare strides
 _UNLIKELY = 1 << 12  # of a flag, in 1/65536
+_NOTHING_ODD = np.zeros((0, 0), np.int32)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ def _grid(stream: Stream) -> np.ndarray:
     values = checked(stream).reshape(spec.grid).astype(np.int64)
     if not _is_number(spec):
         return values
+    if spec.states and walk(values.reshape(-1), spec.states) < 0:
+        raise PlanError(f"{spec.name}: the codes are no path through a machine of {spec.states} states")
     return (values if spec.alphabet is None else values - spec.centre).astype(np.int32)
 
 
@@ -185,10 +190,16 @@ class _Group:
         from bitbook.coding import fast, labels, small
 
         low, high = _limits(spec)
+        machine, odd = NO_MACHINE, _NOTHING_ODD
+        levels = grid
+        if spec.states:
+            machine, low, high = next_states(spec.states), low // 2 + 1, high // 2
+            odd = np.where(levels & 1, np.sign(levels), 0).astype(np.int32)
+            grid = (np.sign(levels) * (np.abs(levels) >> 1)).astype(np.int32)
         if spec.alphabet is not None and spec.alphabet <= 1 << 16:
             plain = False
             if not self.reading:
-                size = self._bits(fast.code_grid, grid, low, high, *fast.fresh())
+                size = self._bits(fast.code_grid, grid, low, high, machine, odd, *fast.fresh())
                 plain = size > grid.size * np.log2(spec.alphabet)
             if self._flag(plain):
                 codes = grid.astype(np.int64).reshape(-1) + spec.centre
@@ -196,17 +207,21 @@ class _Group:
                 grid[:] = codes.reshape(grid.shape) - spec.centre
                 return
         if CHOICES[self.choice] == "fast":
-            outside = fast.code_grid(self.coder, self.buffer, grid, low, high, *fast.fresh())
+            outside = fast.code_grid(self.coder, self.buffer, grid, low, high, machine, odd, *fast.fresh())
         else:
             links = [self.links.get(n, np.full(n, -1, np.int64)) for n in grid.shape]
-            stride = 0 if self.reading else self._stride(grid, low, high, links)
+            stride = 0 if self.reading else self._stride(grid, low, high, machine, odd, links)
             stride = self._code_stride(stride, grid.shape[1])
-            outside = small.code_grid(self.coder, self.buffer, grid, stride, low, high, links[0], links[1], self.learnt)
+            outside = small.code_grid(
+                self.coder, self.buffer, grid, stride, low, high, machine, odd, links[0], links[1], self.learnt
+            )
             for n, axis in ((grid.shape[0], 1), (grid.shape[1], 0)):
                 found = np.count_nonzero(grid, axis=axis)
                 self.links[n] = np.searchsorted([1, 2, 4, 8, 16, 32], found, side="right").astype(np.int64)
         if outside:
             raise CorruptArtifact(f"{spec.name}: {outside} codes are not in [{low}, {high}]")
+        if spec.states and self.reading:
+            levels[:] = 2 * grid + odd
 
     def _code_stride(self, stride: int, cols: int) -> int:
         """Code the stride, which is below the number of columns."""
@@ -217,12 +232,15 @@ class _Group:
             return 0
         return 1 + int(self._range_coder.code_uniform(self.coder, self.buffer, stride - 1, most))
 
-    def _stride(self, grid: np.ndarray, low: int, high: int, links: Sequence[np.ndarray]) -> int:
+    def _stride(
+        self, grid: np.ndarray, low: int, high: int, machine: np.ndarray, odd: np.ndarray, links: Sequence[np.ndarray]
+    ) -> int:
         """The stride that makes the first rows smallest, of the few at which non-zeros most often come in pairs."""
         from bitbook.coding import small
 
         cols = grid.shape[1]
         head = grid[: max(_TRIED_SYMBOLS // cols, 1)]
+        odd = odd[: len(head)]
         nonzero = (head != 0).astype(np.float32)
         if cols < 3 or not nonzero.any():
             return 0
@@ -233,7 +251,8 @@ class _Group:
         links = [links[0][: len(head)], links[1]]
 
         def bits(stride: int) -> float:
-            return self._bits(small.code_grid, head, stride, low, high, *links, small.Learnt.fresh()) + 8 * (stride > 0)
+            rest = (stride, low, high, machine, odd, *links, small.Learnt.fresh())
+            return self._bits(small.code_grid, head, *rest) + 8 * (stride > 0)
 
         return min(sorted(tried), key=bits)
 

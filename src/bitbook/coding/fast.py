@@ -21,9 +21,10 @@ _CONTEXTS = _ZERO + 9 + 4 * UNARY
 
 def fresh() -> tuple[np.ndarray, Counters]:
     """What is learnt, before anything is: probabilities at two rates and a count, and the counters of escapes."""
-    states = np.full((_CONTEXTS, 3), 1 << 15, np.int64)
+    states = np.full((2 * _CONTEXTS + 1, 3), 1 << 15, np.int64)
     states[:, 2] = 0
-    states[:_ZERO, :2] = 1 << 13
+    for parity in (0, 1):
+        states[parity * _CONTEXTS : parity * _CONTEXTS + _ZERO, :2] = 1 << 13
     return states, Counters.fresh(32)
 
 
@@ -59,10 +60,16 @@ def _sign_class(value):
 
 
 @compiled
-def code_grid(coder, buffer, codes, low, high, states, escapes):
-    """Code or fill `codes`, (rows, cols) int32 from `low` <= 0 to `high` >= 0; returns how many were beyond."""
+def code_grid(coder, buffer, codes, low, high, machine, odd, states, escapes):
+    """Code or fill `codes`, (rows, cols) int32 from `low` <= 0 to `high` >= 0; returns how many were beyond.
+
+    With a `machine`, codes are halves of levels, towards zero, and `odd` are the signs of the odd levels, zero
+    elsewhere; both are filled.  Where a level is odd, contexts are others, and a zero has a sign.
+    """
     rows, cols = codes.shape
     outside = 0
+    place = parity = np.int64(0)
+    mine = np.int64(0)  # where the contexts of this parity begin
     columns = np.full(cols, 512, np.int64)
     for i in range(rows):
         row = np.int64(512)
@@ -72,11 +79,20 @@ def code_grid(coder, buffer, codes, low, high, states, escapes):
             column = columns[j]
             context = (_class(row) * _ACTIVITY + _class(column)) * 4 + (2 if left else 0) + (1 if above else 0)
             value = np.int64(codes[i, j])
-            if not _code(coder, buffer, 1 if value else 0, states, context):
+            if len(machine):
+                parity = place & 1
+                mine = parity * _CONTEXTS
+            if not _code(coder, buffer, 1 if value else 0, states, mine + context):
                 row -= row >> 5
                 columns[j] = column - (column >> 4)
                 codes[i, j] = 0
                 left = np.int64(0)
+                if len(machine):
+                    sign = np.int64(0)
+                    if parity:
+                        sign = 1 - 2 * _code(coder, buffer, 1 if odd[i, j] < 0 else 0, states, 2 * _CONTEXTS)
+                    odd[i, j] = sign
+                    place = machine[place, (sign - parity) >> 1 & 1]
                 continue
             row += (4096 - row) >> 5
             columns[j] = column + ((4096 - column) >> 4)
@@ -85,7 +101,7 @@ def code_grid(coder, buffer, codes, low, high, states, escapes):
                 signs = (0 if left == 0 else (1 if left > 0 else 2)) * 3 + (
                     0 if above == 0 else (1 if above > 0 else 2)
                 )
-                negative = _code(coder, buffer, negative, states, _ZERO + signs)
+                negative = _code(coder, buffer, negative, states, mine + _ZERO + signs)
             elif low < 0:
                 negative = 1
             else:
@@ -95,7 +111,7 @@ def code_grid(coder, buffer, codes, low, high, states, escapes):
             near = min((abs(left) + abs(above) + 1) >> 1, 3)
             k = np.int64(1)
             while k < UNARY and k < most:
-                if not _code(coder, buffer, 1 if size > k else 0, states, _ZERO + 9 + 4 * (k - 1) + near):
+                if not _code(coder, buffer, 1 if size > k else 0, states, mine + _ZERO + 9 + 4 * (k - 1) + near):
                     break
                 k += 1
             if k == UNARY and k < most:
@@ -107,4 +123,8 @@ def code_grid(coder, buffer, codes, low, high, states, escapes):
             if coder[DECODING]:
                 codes[i, j] = value
             left = value
+            if len(machine):
+                sign = np.int64(-parity if negative else parity)
+                odd[i, j] = sign
+                place = machine[place, (2 * value + sign - parity) >> 1 & 1]
     return outside

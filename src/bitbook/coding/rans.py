@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from bitbook.coding.fixed import Fixed, checked, packed_size
-from bitbook.errors import CorruptArtifact
+from bitbook.errors import CorruptArtifact, PlanError
 from bitbook.quantizer import LARGEST_CODE, Stream, StreamSpec, code_dtype
+from bitbook.trellis.machine import next_states
+from bitbook.trellis.viterbi import walk
 
 LANES = 4
 _LOWEST = 1 << 16  # of a state between symbols
@@ -103,25 +105,48 @@ def _encode(stream: Stream) -> bytes:
     if costs_nothing(stream.spec):
         return b""
     plain = b"\0" + Fixed().encode([_plain(stream)])
-    symbols, indices, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    if len(symbols) > _MOST_SYMBOLS:
+    counted = _counted(codes, stream.spec)
+    most = max(len(symbols) for symbols, _ in counted)
+    if most > _MOST_SYMBOLS:
         return plain
     best = plain
     for precision in _PRECISIONS:
-        if len(symbols) > 1 << (precision - 1):
+        if most > 1 << (precision - 1):
             continue
-        frequencies = _quantized(counts, precision)
-        ideal = (counts * (precision - np.log2(frequencies))).sum() / 8
+        frequencies = [_quantized(counts, precision) for _, counts in counted]
+        pairs = list(zip(counted, frequencies, strict=True))
+        ideal = sum((counts * (precision - np.log2(f))).sum() for (_, counts), f in pairs) / 8
         if ideal + 2 * LANES * 2 >= len(best):
             continue
-        table = _table(symbols, frequencies, precision)
+        table = b"".join(_table(symbols, f, precision) for (symbols, _), f in pairs)
         from bitbook.coding.rans_loops import encode
 
-        words = encode(indices.reshape(-1).astype(np.int32), frequencies, precision)
+        words = encode(_indices(codes, [symbols for symbols, _ in counted]), frequencies, precision)
         data = _number(len(table)) + table + _number(len(words)) + words.astype("<u2").tobytes()
         if len(data) < len(best):
             best = data
     return best
+
+
+def _counted(codes: np.ndarray, spec: StreamSpec) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The different symbols and how often each is there: of all codes, or of the even ones and the odd ones apart."""
+    if not spec.states:
+        return [np.unique(codes, return_counts=True)]
+    if walk(codes, spec.states) < 0:
+        raise PlanError(f"{spec.name}: the codes are no path through a machine of {spec.states} states")
+    found = []
+    for parity in (0, 1):
+        symbols, counts = np.unique(codes[codes & 1 == parity], return_counts=True)
+        found.append((symbols, counts) if len(symbols) else (np.array([parity]), np.array([1])))
+    return found
+
+
+def _indices(codes: np.ndarray, tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Where each code stands in the tables, one after the other."""
+    if len(tables) == 1:
+        return np.searchsorted(tables[0], codes).astype(np.int32)
+    even, odd = (np.searchsorted(table, codes) for table in tables)
+    return np.where(codes & 1, odd + len(tables[0]), even).astype(np.int32)
 
 
 def _decode(part: _Part, spec: StreamSpec) -> Tensor:
@@ -139,10 +164,10 @@ def _decode(part: _Part, spec: StreamSpec) -> Tensor:
         return codes.to(dtype)
     from bitbook.coding.rans_loops import decode
 
-    symbols, frequencies, precision = _read_table(table, spec)
-    codes = np.empty(count, symbols.dtype)
+    tables, precision = _read_tables(table, spec)
+    codes = np.empty(count, np.result_type(*(symbols for symbols, _ in tables)))
     words = np.frombuffer(data, "<u2")
-    if not decode(words.astype(np.uint16), symbols, frequencies, precision, codes):
+    if not decode(words.astype(np.uint16), tables, precision, next_states(spec.states) if spec.states else None, codes):
         raise CorruptArtifact(f"{spec.name}: the {len(words)} words are not of these codes")
     return torch.from_numpy(codes).to(dtype).reshape(spec.grid)
 
@@ -175,7 +200,24 @@ def _table(symbols: np.ndarray, frequencies: np.ndarray, precision: int) -> byte
     return b"".join(parts)
 
 
+def _read_tables(table: bytes, spec: StreamSpec) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+    """Symbols and frequencies of the stream, or of its even and its odd codes; and the precision."""
+    tables, precision, at = [], table[0], 0
+    for parity in (0, 1) if spec.states else (None,):
+        if at >= len(table) or table[at] != precision:
+            raise CorruptArtifact(f"{spec.name}: the table of frequencies is not one")
+        symbols, frequencies, used = _read_table(table[at:], spec)
+        if parity is not None and (symbols & 1 != parity).any():
+            raise CorruptArtifact(f"{spec.name}: even and odd codes share a table of frequencies")
+        tables.append((symbols, frequencies))
+        at += used
+    if at != len(table):
+        raise CorruptArtifact(f"{spec.name}: the table of frequencies is not one")
+    return tables, precision
+
+
 def _read_table(table: bytes, spec: StreamSpec) -> tuple[np.ndarray, np.ndarray, int]:
+    """Symbols, frequencies, and how many bytes said so."""
     name = spec.name
     precision, at = table[0], 1
     if precision not in _PRECISIONS:
@@ -198,10 +240,10 @@ def _read_table(table: bytes, spec: StreamSpec) -> tuple[np.ndarray, np.ndarray,
     frequencies = [number() + 1 for _ in range(count - 1)]
     frequencies.append((1 << precision) - sum(frequencies))
     least, most = (-LARGEST_CODE, LARGEST_CODE) if spec.alphabet is None else (0, spec.alphabet - 1)
-    if at != len(table) or frequencies[-1] < 1 or dense > 1 or symbols[0] < least or symbols[-1] > most:
+    if frequencies[-1] < 1 or dense > 1 or symbols[0] < least or symbols[-1] > most:
         raise CorruptArtifact(f"{name}: the table of frequencies is not one")
     small = symbols[0] >= -(1 << 31) and symbols[-1] < 1 << 31
-    return np.array(symbols, np.int32 if small else np.int64), np.array(frequencies, np.int64), precision
+    return np.array(symbols, np.int32 if small else np.int64), np.array(frequencies, np.int64), at
 
 
 def _number(value: int) -> bytes:

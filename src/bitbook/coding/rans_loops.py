@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from bitbook.coding.compiled import compiled
 
 
-def encode(indices: np.ndarray, frequencies: np.ndarray, precision: int) -> np.ndarray:
-    """Words (uint16) of symbols given as positions in the table: the four states first, then what was shifted out."""
-    starts = np.concatenate([[0], np.cumsum(frequencies)[:-1]])
+def encode(indices: np.ndarray, frequencies: Sequence[np.ndarray], precision: int) -> np.ndarray:
+    """Words (uint16) of symbols given as positions in the tables: the four states first, then what was shifted out."""
+    starts = np.concatenate([_starts(table) for table in frequencies])
     room = np.empty(2 * len(indices) + 16, np.uint16)
-    return room[_encode(indices, frequencies, starts, precision, room) :]
+    return room[_encode(indices, np.concatenate(frequencies), starts, precision, room) :]
+
+
+def _starts(frequencies: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(frequencies)[:-1]])
 
 
 @compiled
@@ -33,13 +39,54 @@ def _encode(indices, frequencies, starts, precision, room):
     return at
 
 
-def decode(words: np.ndarray, symbols: np.ndarray, frequencies: np.ndarray, precision: int, codes: np.ndarray) -> bool:
-    """Fill `codes`; whether all words were read and every state came back to where encoding began."""
-    slots = np.repeat(np.arange(len(symbols), dtype=np.int64), frequencies)
-    starts = np.concatenate([[0], np.cumsum(frequencies)[:-1]])
-    offsets = np.arange(1 << precision, dtype=np.int64) - starts[slots]
-    steps = frequencies[slots].astype(np.uint32)
-    return bool(_decode(words, symbols[slots], steps, offsets.astype(np.uint32), precision, codes))
+def decode(
+    words: np.ndarray,
+    tables: Sequence[tuple[np.ndarray, np.ndarray]],
+    precision: int,
+    machine: np.ndarray | None,
+    codes: np.ndarray,
+) -> bool:
+    """Fill `codes`; whether all words were read and every state came back to where encoding began.
+
+    With a machine there are two tables of symbols and frequencies, of even and of odd codes.
+    """
+    slots = np.stack([np.repeat(np.arange(len(f), dtype=np.int64), f) for _, f in tables])
+    symbols = np.stack([s.astype(codes.dtype)[slot] for (s, _), slot in zip(tables, slots, strict=True)])
+    steps = np.stack([f[slot] for (_, f), slot in zip(tables, slots, strict=True)]).astype(np.uint32)
+    starts = np.stack([_starts(f)[slot] for (_, f), slot in zip(tables, slots, strict=True)])
+    offsets = (np.arange(1 << precision, dtype=np.int64) - starts).astype(np.uint32)
+    if machine is None:
+        return bool(_decode(words, symbols[0], steps[0], offsets[0], precision, codes))
+    return bool(_decode_path(words, symbols, steps, offsets, precision, machine, codes))
+
+
+@compiled
+def _decode_path(words, symbols, steps, offsets, precision, machine, codes):
+    if len(words) < 8:
+        return False
+    mask = (1 << precision) - 1
+    a = np.int64(words[0]) | np.int64(words[1]) << 16
+    b = np.int64(words[2]) | np.int64(words[3]) << 16
+    c = np.int64(words[4]) | np.int64(words[5]) << 16
+    d = np.int64(words[6]) | np.int64(words[7]) << 16
+    if min(a, b, c, d) < 1 << 16:
+        return False
+    at = 8
+    place = np.int64(0)  # in the machine
+    for i in range(len(codes)):
+        slot = a & mask
+        parity = place & 1
+        code = symbols[parity, slot]
+        codes[i] = code
+        place = machine[place, (code - parity) >> 1 & 1]
+        x = np.int64(steps[parity, slot]) * (a >> precision) + np.int64(offsets[parity, slot])
+        if x < 1 << 16:
+            if at == len(words):
+                return False
+            x = x << 16 | np.int64(words[at])
+            at += 1
+        a, b, c, d = b, c, d, x
+    return at == len(words) and a == b == c == d == 1 << 16
 
 
 @compiled

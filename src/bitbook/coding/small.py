@@ -19,7 +19,7 @@ import numpy as np
 
 from bitbook.coding.compiled import compiled
 from bitbook.coding.logistic import STRETCH, log, squash
-from bitbook.coding.mixing import Counters, code_golomb, code_mixed
+from bitbook.coding.mixing import Counters, code_counted, code_golomb, code_mixed
 from bitbook.coding.range_coder import DECODING, code_bit
 
 UNARY = 14
@@ -40,6 +40,7 @@ _SIZE_WEIGHTS = (-87, 128, 105, 41, 50, 33, 29)
 _SIGN_AT = (0, 1, 10, 17, 24, 31, 40, 53, 80, 93, 104)  # where each model's contexts start
 _SIGN_CONTEXTS = 117
 _SIZE_CONTEXTS = 64 * UNARY + 32
+_ODD_SIGNS, _ODD_SIZES = 3, UNARY  # contexts of odd levels, after all others
 _LIST = 32  # most recent non-zeros of a column, compared with
 _MOST_FOUND = 1 << 34
 _UNITY = 2839  # log(1 << 16)
@@ -56,9 +57,9 @@ class Learnt(NamedTuple):
     @classmethod
     def fresh(cls) -> Learnt:
         return cls(
-            Counters.fresh(_SIGN_CONTEXTS),
+            Counters.fresh(_SIGN_CONTEXTS + _ODD_SIGNS),
             np.array(_SIGN_WEIGHTS, np.int64) << 8,
-            Counters.fresh(_SIZE_CONTEXTS),
+            Counters.fresh(_SIZE_CONTEXTS + _ODD_SIZES),
             np.tile(np.array(_SIZE_WEIGHTS, np.int64) << 8, (4, 1)),
         )
 
@@ -189,7 +190,7 @@ def _sign_around(codes, i, j, stride):
 
 
 @compiled
-def code_grid(coder, buffer, codes, stride, low, high, row_links, col_links, learnt):
+def code_grid(coder, buffer, codes, stride, low, high, machine, odd, row_links, col_links, learnt):
     """Code or fill `codes`, (rows, cols) int32 from `low` <= 0 to `high` >= 0.
 
     Args:
@@ -199,6 +200,9 @@ def code_grid(coder, buffer, codes, stride, low, high, row_links, col_links, lea
         stride: the length of an image row among the columns, 1 or 0 (see above).
         low: least code.
         high: largest code.
+        machine: (states, 2) the next states of a trellis, or no rows.  With one, codes are halves of levels, towards
+            zero; where a level is odd, the first factor is another, and a zero has a sign.
+        odd: (rows, cols) int32, with a machine: the signs of the odd levels, zero elsewhere; written when decoding.
         row_links: (rows,) class of each row in [0, LINKS), or -1 in all.
         col_links: (cols,) the same for columns.
         learnt: see `Learnt`; goes on.
@@ -234,7 +238,9 @@ def code_grid(coder, buffer, codes, stride, low, high, row_links, col_links, lea
     pattern_found = np.zeros((3, 64), np.int64)
     pattern_expected = np.zeros((3, 64), np.int64)
 
-    nonzeros, symbols = np.int64(_FIRST), np.int64(_FIRST << _FIRST_DENSITY)
+    nonzeros = np.full(2, _FIRST, np.int64)  # of even and of odd levels
+    symbols = np.full(2, _FIRST << _FIRST_DENSITY, np.int64)
+    place = parity = np.int64(0)  # in the machine
     total = np.int64(0)  # non-zeros of all rows before
     row_found = row_expected = np.int64(0)
     for i in range(rows):
@@ -251,7 +257,9 @@ def code_grid(coder, buffer, codes, stride, low, high, row_links, col_links, lea
             f[2] = densities[1, j]
             f[3] = densities[2, j]
             f[4] = densities[3, j]
-            odds = weights[0] * STRETCH[(nonzeros << 16) // symbols]
+            if len(machine):
+                parity = place & 1
+            odds = weights[0] * STRETCH[(nonzeros[parity] << 16) // symbols[parity]]
             odds += weights[1] * f[1] + weights[2] * f[2] + weights[3] * f[3] + weights[4] * f[4]
             by_column = squash(odds >> 16) >> 4
             f[5] = _ratio(link_found[0, kr], link_expected[0, kr], _PRIOR_LINK) if kr >= 0 else 0
@@ -293,7 +301,7 @@ def code_grid(coder, buffer, codes, stride, low, high, row_links, col_links, lea
             error = ((nonzero << 16) - one) * _ZERO_RATE
             for k in range(1, len(f)):
                 weights[k] += (f[k] * error + (1 << 17)) >> 18
-            symbols += 1 << _Q
+            symbols[parity] += 1 << _Q
             row_expected += by_link
             if kr >= 0:
                 link_expected[0, kr] += by_column
@@ -304,8 +312,16 @@ def code_grid(coder, buffer, codes, stride, low, high, row_links, col_links, lea
             pattern_expected[2, c] += by_surroundings
             if not nonzero:
                 codes[i, j] = 0
+                if len(machine):
+                    sign = np.int64(0)
+                    if parity:
+                        context = _SIGN_CONTEXTS + 1 + _sign(left)
+                        negative = code_counted(coder, buffer, 1 if odd[i, j] < 0 else 0, signs, context, _SIGN_LIMIT)
+                        sign = np.int64(1 - 2 * negative)
+                    odd[i, j] = sign
+                    place = machine[place, (sign - parity) >> 1 & 1]
                 continue
-            nonzeros += 1 << _Q
+            nonzeros[parity] += 1 << _Q
             row_found += 1 << _Q
             if kr >= 0:
                 link_found[0, kr] += 1 << _Q
@@ -358,7 +374,7 @@ def code_grid(coder, buffer, codes, stride, low, high, row_links, col_links, lea
             k = np.int64(1)
             while k < UNARY and k < most:
                 first = 64 * (k - 1)
-                size_at[0] = first
+                size_at[0] = _SIZE_CONTEXTS + k - 1 if parity else first
                 size_at[1] = first + 1 + negative
                 size_at[2] = first + 3 + min(nearest, 5)
                 size_at[3] = first + 10 + size_row
@@ -377,7 +393,10 @@ def code_grid(coder, buffer, codes, stride, low, high, row_links, col_links, lea
                     k = np.int64(most)
             if coder[DECODING]:
                 codes[i, j] = -k if negative else k
-            sign = -1 if negative else 1
+            sign = np.int64(-1 if negative else 1)
+            if len(machine):
+                odd[i, j] = sign * parity
+                place = machine[place, (2 * sign * k + sign * parity - parity) >> 1 & 1]
             row_balance += sign
             row_excess += min(k - 1, 255)
             for q in range(members):
