@@ -60,7 +60,7 @@ class StreamSpec(NamedTuple):
     centre: int = 0
     """The code that stands for zero, where codes are ordered around it."""
     states: int = 0
-    """Of the machine (`trellis/machine.py`) that says, in reading order, whether a code is even or odd; 0 without one."""
+    """Of the machine (`trellis/machine.py`) that says which codes are even and which are odd; 0 without one."""
 
 
 class Stream(NamedTuple):
@@ -159,7 +159,7 @@ class Quantizer(ABC):
     def recentre(
         self, w: Tensor, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], *, importance: Tensor | None = None
     ) -> Mapping[str, Tensor]:
-        """The side tensors with the least squared error (weighed by `importance`) for these codes; default: unchanged."""
+        """The side tensors that suit these codes best, in squared error weighed by `importance`; default: unchanged."""
         return side
 
     def without_unused(self, quantized: Quantized) -> Quantized:

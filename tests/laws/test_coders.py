@@ -11,9 +11,10 @@ from tests.laws.cases import CODERS
 from bitbook.coding.coder import Coder
 from bitbook.coding.context import Context
 from bitbook.coding.fixed import Fixed, packed_size
-from bitbook.errors import CorruptArtifact
+from bitbook.errors import CorruptArtifact, PlanError
 from bitbook.quantizer import Stream, StreamSpec, code_dtype
 from bitbook.testing import check_coder
+from bitbook.trellis.machine import SIZES, next_states
 
 ALPHABETS = (1, 2, 3, 5, 15, 16, 17, 255, 256, 257, 4095, 65_535, 65_536, 1 << 32)
 
@@ -47,9 +48,31 @@ def test_numbers_without_a_bound_come_back(coder: Coder, values: list[int], rows
 
 
 @pytest.mark.parametrize("coder", [c for c in CODERS if c != Fixed()], ids=repr)
-@given(st.binary(max_size=40), st.sampled_from([None, 2, 3, 15, 256, 70_000]), st.integers(0, 40))
-def test_any_bytes_are_codes_or_a_named_error(coder: Coder, data: bytes, alphabet: int | None, cols: int) -> None:
-    spec = StreamSpec("codes", (2, cols), alphabet, centre=alphabet // 2 if alphabet in (3, 15) else 0)
+@given(st.lists(st.integers(-(2**31) + 2, 2**31 - 2), max_size=60), st.sampled_from(SIZES), st.integers(1, 3))
+def test_paths_come_back(coder: Coder, values: list[int], states: int, rows: int) -> None:
+    path, state = [], 0
+    for value in values[: len(values) // rows * rows]:
+        path.append(value if (value ^ state) & 1 == 0 else value + 1)
+        state = next_states(states)[state, path[-1] - (state & 1) >> 1 & 1]
+    codes = torch.tensor(path, dtype=torch.int32).reshape(rows, -1)
+    one = Stream(StreamSpec("codes", (rows, codes.shape[1]), None, states=states), codes)
+    (decoded,) = coder.decode(coder.encode([one]), [one.spec])
+    assert torch.equal(decoded, codes)
+    if path:
+        codes[0, 0] ^= 1  # the first level is even
+        with pytest.raises(PlanError, match=f"no path through a machine of {states} states"):
+            coder.encode([one])
+
+
+@pytest.mark.parametrize("coder", [c for c in CODERS if c != Fixed()], ids=repr)
+@given(
+    st.binary(max_size=40), st.sampled_from([None, 2, 3, 15, 256, 70_000]), st.integers(0, 40), st.sampled_from([0, 8])
+)
+def test_any_bytes_are_codes_or_a_named_error(
+    coder: Coder, data: bytes, alphabet: int | None, cols: int, states: int
+) -> None:
+    states = states if alphabet is None else 0
+    spec = StreamSpec("codes", (2, cols), alphabet, alphabet // 2 if alphabet in (3, 15) else 0, states)
     try:
         (codes,) = coder.decode(data, [spec])
     except CorruptArtifact:

@@ -161,6 +161,8 @@ def _decode(part: _Part, spec: StreamSpec) -> Tensor:
             codes = torch.where(codes >= 1 << 31, codes - (1 << 32), codes)
             if int(codes.min()) < -LARGEST_CODE:
                 raise CorruptArtifact(f"{spec.name}: a code of -2^31")
+        if spec.states and walk(codes.numpy().reshape(-1), spec.states) < 0:
+            raise CorruptArtifact(f"{spec.name}: the codes are no path through a machine of {spec.states} states")
         return codes.to(dtype)
     from bitbook.coding.rans_loops import decode
 

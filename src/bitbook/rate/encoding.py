@@ -24,26 +24,27 @@ def quantize_priced(
     """Quantize a tensor so that importance-weighted squared error plus `lam` · bits is small.
 
     Codes are chosen under the rates of the codes before them, and counted anew: entropy-constrained scalar and vector
-    quantization (Chou, Lookabaugh & Gray 1989).  Between two passes, reconstruction points move to the means of what
-    they stand for.  The best of `rounds` passes is kept, by the same sum.  Raises as `quantize`, and `PlanError` where a recipe's codes leave no choice.
+    quantization (Chou, Lookabaugh & Gray 1989).  After each pass, reconstruction points move to the means of what they
+    stand for.  The best of `rounds` passes is kept, by the same sum.  Raises as `quantize`, and `PlanError` where
+    a recipe's codes leave no choice.
     """
     found = quantize(recipe, w, importance=importance, options=options, generator=generator)
+    if not lam:
+        return found
     w = w.detach().float()
     (spec,) = found.recipe.layout(found.shape)
     best, least = found, float("inf")
     for _ in range(rounds):
-        rates = (
-            fit_level_rates(spec, found.codes[spec.name]) if spec.states else fit_rates(spec, found.codes[spec.name])
-        )
+        count = fit_level_rates if spec.states else fit_rates
+        rates = count(spec, found.codes[spec.name])
+        found = replace(found, side=_recentred(found, w, importance, options))
         error = (found.decode() - w).square()
         cost = float((error if importance is None else importance * error).sum()) + lam * rates.bits
         if cost < least:
             best, least = found, cost
-        side = _recentred(found, w, importance, options)
-        values = {name: stored.decode() for name, stored in side.items()}
+        side = {name: stored.decode() for name, stored in found.side.items()}
         price = Price(lam, {spec.name: rates})
-        codes = found.recipe.encode_priced(w, values, price, importance=importance)
-        found = replace(found, codes=codes, side=side)
+        found = replace(found, codes=found.recipe.encode_priced(w, side, price, importance=importance))
     return best
 
 

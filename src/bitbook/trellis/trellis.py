@@ -1,4 +1,4 @@
-"""Entropy-coded trellis quantization: scalar steps that gain nearly all that vectors could, for coders that see states."""
+"""Entropy-coded trellis quantization: scalar steps that gain nearly all that vectors could."""
 
 from __future__ import annotations
 

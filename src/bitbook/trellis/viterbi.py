@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from bitbook.trellis.machine import next_states, previous
 
 _SEGMENT = 1 << 15
-_BEYOND = 256  # weights; survivors of 256 states share their past after a fifth of that
+_BEYOND = 1024  # weights; survivors nearly always share their past much sooner
 _REACH = 4  # levels on either side of the nearest that are looked at: each subset is there twice
 _FAR = 1e300  # the cost of what cannot be
 _MOST = 1 << 30
