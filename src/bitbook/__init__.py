@@ -35,6 +35,7 @@ from bitbook.scalar.levels import Binary as Binary
 from bitbook.scalar.levels import Ternary as Ternary
 from bitbook.scalar.pruned import Pruned as Pruned
 from bitbook.scalar.uniform import Uniform as Uniform
+from bitbook.trellis.tcq import TCQ as TCQ
 from bitbook.trellis.trellis import Trellis as Trellis
 from bitbook.vector.codebook import Codebook as Codebook
 

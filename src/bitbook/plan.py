@@ -21,11 +21,12 @@ from bitbook.scalar.leaves import Float, Integer
 from bitbook.scalar.levels import Binary, Ternary
 from bitbook.scalar.pruned import Pruned
 from bitbook.scalar.uniform import Uniform
+from bitbook.trellis.tcq import TCQ
 from bitbook.trellis.trellis import Trellis
 from bitbook.vector.codebook import Codebook
 
 KINDS: Mapping[str, type[Quantizer]] = {
-    kind.__name__: kind for kind in (Float, Integer, Uniform, Binary, Ternary, Pruned, Codebook, ECSQ, Trellis)
+    kind.__name__: kind for kind in (Float, Integer, Uniform, Binary, Ternary, Pruned, Codebook, ECSQ, Trellis, TCQ)
 }
 """Every quantizer that a plan or a file can name."""
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from bitbook import (
     ECSQ,
+    TCQ,
     Binary,
     Codebook,
     FitOptions,
@@ -89,6 +90,9 @@ QUANTIZERS = [
     Case(Trellis(4, 3)),
     Case(Trellis(256, 2, (1, -1), points=Float())),
     Case(Trellis(16, 1, (3, 4), points=Uniform(8, (1, -1)))),
+    Case(TCQ(1)),
+    Case(TCQ(3, 16, (1, -1), points=Float())),
+    Case(TCQ(2, 4, (3, 4), points=Uniform(8, (1, -1)))),
 ]
 
 LADDERS: list[list[Quantizer]] = [
@@ -102,6 +106,7 @@ LADDERS: list[list[Quantizer]] = [
     [Pruned(share, Uniform(6)) for share in (0.1, 0.5, 1.0)],
     [ECSQ(size) for size in (1, 2, 4, 8)],
     [Trellis(states) for states in (4, 8, 16, 32, 64, 128, 256)],
+    [TCQ(bits) for bits in range(1, 6)],
     [Float("bfloat16"), Float("float16"), Float()],
 ]
 

@@ -9,71 +9,82 @@ from hypothesis import strategies as st
 
 from bitbook.trellis import viterbi
 from bitbook.trellis.machine import SIZES, next_states, previous
-from bitbook.trellis.viterbi import Levels, best_path, walk
+from bitbook.trellis.viterbi import Ladder, best_path, ladder_costs, table_costs, walk
 
-PRICED = Levels(np.array([[0.8, 1.7]]), np.array([0.4, 1.3, 3.0, 2.8]), 2.0, 0.3)
-FREE = Levels(np.array([[0.8, 1.7]]), np.zeros(2), 0.0, 0.0)
+PRICED = Ladder(np.array([[0.8, 1.7]]), np.array([0.4, 1.3, 3.0, 2.8]), 2.0, 0.3)
+FREE = Ladder(np.array([[0.8, 1.7]]), np.zeros(2), 0.0, 0.0)
 
 
-def value(j: int, levels: Levels, block: int = 0) -> float:
-    points = [0.0, *levels.points[block]]
+def value(j: int, ladder: Ladder, block: int = 0) -> float:
+    points = [0.0, *ladder.points[block]]
     size = abs(j)
     last = len(points) - 1
     found = points[size] if size <= last else points[last] + (size - last) * (points[last] - points[last - 1])
     return found if j >= 0 else -found
 
 
-def bits(j: int, levels: Levels) -> float:
+def bits(j: int, ladder: Ladder) -> float:
     size, steps = abs(j), 0
-    while size >= len(levels.bits):
+    while size >= len(ladder.bits):
         size, steps = size - 2, steps + 1
-    return float(levels.bits[size]) + steps * levels.slope
+    return float(ladder.bits[size]) + steps * ladder.slope
 
 
-def cost(w, weight, path, levels: Levels) -> float:  # type: ignore[no-untyped-def]
+def cost(w, weight, path, ladder: Ladder) -> float:  # type: ignore[no-untyped-def]
     pairs = zip(w, weight, path, strict=True)
-    return sum(m * (x - value(j, levels)) ** 2 + levels.lam * bits(j, levels) for x, m, j in pairs)
+    return sum(m * (x - value(j, ladder)) ** 2 + ladder.lam * bits(j, ladder) for x, m, j in pairs)
 
 
-def cheapest(w, weight, levels: Levels, states: int) -> float:  # type: ignore[no-untyped-def]
+def cheapest(w, weight, ladder: Ladder, states: int) -> float:  # type: ignore[no-untyped-def]
     """Every path that may be, one after the other."""
     paths = itertools.product(range(-7, 8), repeat=len(w))
-    return min(cost(w, weight, path, levels) for path in paths if walk(np.array(path), states) >= 0)
+    return min(cost(w, weight, path, ladder) for path in paths if walk(np.array(path), states) >= 0)
 
 
 @settings(max_examples=10)
 @given(st.lists(st.floats(-4, 4), min_size=1, max_size=4), st.sampled_from([4, 8]), st.booleans())
 def test_no_path_is_better(w: list[float], states: int, priced: bool) -> None:
-    levels = PRICED if priced else FREE
+    ladder = PRICED if priced else FREE
     weight = np.linspace(0.5, 2, len(w))
-    path, state = best_path(np.array(w), weight, np.zeros(len(w)), levels, states)
+    path, state = best_path(len(w), ladder_costs(np.array(w), weight, np.zeros(len(w)), ladder), states)
     assert state == walk(path, states) >= 0
-    assert cost(w, weight, path, levels) == pytest.approx(cheapest(w, weight, levels, states), abs=1e-9)
+    assert cost(w, weight, path, ladder) == pytest.approx(cheapest(w, weight, ladder, states), abs=1e-9)
 
 
 @pytest.mark.parametrize("states", SIZES)
 def test_segments_change_nothing(states: int, monkeypatch: pytest.MonkeyPatch) -> None:
     w = np.random.default_rng(0).standard_normal(3000)
-    rest = np.ones(3000), np.zeros(3000), PRICED, states
-    whole = best_path(w, *rest)
+    costs = ladder_costs(w, np.ones(3000), np.zeros(3000), PRICED)
+    whole = best_path(3000, costs, states)
     monkeypatch.setattr(viterbi, "_SEGMENT", 100)
-    cut = best_path(w, *rest)
+    cut = best_path(3000, costs, states)
     assert (whole[0] == cut[0]).all() and whole[1] == cut[1]
 
 
 def test_plain_python_finds_the_same() -> None:
     w = np.random.default_rng(1).laplace(size=200)
-    expected, _ = best_path(w, np.ones(200), np.zeros(200), PRICED, 8)
-    points, into = np.asarray(PRICED.points), previous(8)
-    arguments = w, np.ones(200), np.zeros(200, int), points, PRICED.bits, PRICED.slope, PRICED.lam, into, 0
-    assert (viterbi._search(*arguments) == expected).all()
+    costs = ladder_costs(w, np.ones(200), np.zeros(200), PRICED)
+    expected, _ = best_path(200, costs, 8)
+    rest = PRICED.points, PRICED.bits, PRICED.slope, PRICED.lam
+    plain = viterbi._on_ladder(w, np.ones(200), np.zeros(200, int), *rest)
+    for ours, theirs in zip(plain, costs(slice(None)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert (viterbi._search(*plain, previous(8), 0) == expected).all()
     assert viterbi._walk(expected, next_states(8), 0) == walk(expected, 8)
+
+
+def test_a_table_is_a_ladder_that_ends() -> None:
+    w = np.random.default_rng(3).standard_normal(300)
+    path, _ = best_path(300, table_costs(w, np.ones(300), np.zeros(300), np.arange(-8.0, 9.0)[None]), 8)
+    steps = Ladder(np.array([[1.0]]), np.zeros(2), 0.0, 0.0)
+    expected, _ = best_path(300, ladder_costs(w, np.ones(300), np.zeros(300), steps), 8)
+    assert (path - 8 == expected).all()
 
 
 def test_a_path_goes_on_from_a_state() -> None:
     w = np.random.default_rng(2).standard_normal(50)
-    first, state = best_path(w[:20], np.ones(20), np.zeros(20), FREE, 16)
-    second, end = best_path(w[20:], np.ones(30), np.zeros(30), FREE, 16, state)
+    first, state = best_path(20, ladder_costs(w[:20], np.ones(20), np.zeros(20), FREE), 16)
+    second, end = best_path(30, ladder_costs(w[20:], np.ones(30), np.zeros(30), FREE), 16, state)
     assert walk(np.concatenate([first, second]), 16) == end
 
 

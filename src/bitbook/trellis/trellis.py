@@ -19,7 +19,7 @@ from bitbook.rate.rates import LevelRates
 from bitbook.scalar.ecsq import centred, point_values, recentred
 from bitbook.scalar.leaves import Float
 from bitbook.trellis.machine import SIZES
-from bitbook.trellis.viterbi import Levels, best_path
+from bitbook.trellis.viterbi import Ladder, best_path, ladder_costs
 
 _RMS_PER_STEP = 0.35  # of a step that the caller does not choose
 _MOST_ROUNDS = 5  # of paths and points in turn
@@ -122,28 +122,26 @@ class Trellis(Quantizer):
         self, w: Tensor, points: F32[Tensor, "blocks size"], importance: Tensor | None, price: Price | None
     ) -> Int[Tensor, "cols rows"]:
         grid = self._grid(tuple(w.shape))
-
-        def in_order(x: Tensor) -> np.ndarray:
-            return x.reshape(grid.rows, grid.cols).T.reshape(-1).cpu().numpy()
-
-        blocks = torch.arange(grid.R * grid.C)[:, None].expand(-1, grid.r * grid.c)
         rates = price.bits["codes"] if price is not None else None
         assert rates is None or isinstance(rates, LevelRates)
-        levels = Levels(
-            points.detach().cpu().double().numpy(),
-            np.zeros(2) if rates is None else rates.table.double().numpy(),
+        ladder = Ladder(
+            points.detach().cpu().numpy(),
+            np.zeros(2) if rates is None else rates.table.numpy(),
             0.0 if rates is None else rates.slope,
             0.0 if price is None else price.lam,
         )
-        weight = torch.ones_like(w) if importance is None else importance
-        codes, _ = best_path(
-            in_order(w.detach()),
-            in_order(weight),
-            in_order(grid.join(blocks, (grid.rows, grid.cols))),
-            levels,
-            self.states,
-        )
+        codes, _ = best_path(w.numel(), ladder_costs(*in_path_order(w, importance, grid), ladder), self.states)
         return torch.from_numpy(codes).reshape(grid.cols, grid.rows).to(w.device)
+
+
+def in_path_order(w: Tensor, importance: Tensor | None, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights, the importance of each and the number of its block, column after column."""
+    shape = grid.rows, grid.cols
+    blocks = torch.arange(grid.R * grid.C)[:, None].expand(-1, grid.r * grid.c)
+    weight = torch.ones_like(w) if importance is None else importance
+    values = w.detach(), weight, grid.join(blocks, shape)
+    ordered = [value.reshape(shape).T.reshape(-1).cpu().numpy() for value in values]
+    return ordered[0], ordered[1], ordered[2]
 
 
 def _valued(signed: Int[Tensor, "blocks n"], points: F32[Tensor, "blocks size"]) -> F32[Tensor, "blocks n"]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -20,14 +20,14 @@ from bitbook.trellis.machine import next_states, previous
 
 _SEGMENT = 1 << 15
 _BEYOND = 1024  # weights; survivors nearly always share their past much sooner
-_REACH = 4  # levels on either side of the nearest that are looked at: each subset is there twice
+_REACH = 4  # levels on either side of the nearest that are looked at: each subset is there twice at least
 _FAR = 1e300  # the cost of what cannot be
 _MOST = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
-class Levels:
-    """What levels stand for, and what they cost."""
+class Ladder:
+    """What levels without a bound stand for, and what they cost."""
 
     points: Float[np.ndarray, "blocks size"]
     """Ascending values of the levels 1, 2, … of each block; beyond them they go on at the last distance."""
@@ -39,33 +39,56 @@ class Levels:
     """Squared error per bit."""
 
 
-def best_path(
+class Costs(Protocol):
+    """What each weight of a part of the path would cost at the best level of each subset, and which level that is."""
+
+    def __call__(self, part: slice) -> tuple[Float[np.ndarray, "n 4"], Int[np.ndarray, "n 4"]]: ...
+
+
+def best_path(n: int, costs: Costs, states: int, start: int = 0) -> tuple[Int[np.ndarray, " n"], int]:
+    """The cheapest levels of n weights from the state `start` on, in path order, and the state after them.
+
+    Ties go to the survivor of the lower state.
+    """
+    out = np.empty(n, np.int32)
+    state = start
+    for first in range(0, n, _SEGMENT):
+        kept = min(_SEGMENT, n - first)
+        found = _loops().search(*costs(slice(first, first + kept + _BEYOND)), previous(states), state)
+        out[first : first + kept] = found[:kept]
+        state = walk(found[:kept], states, state)
+    return out, state
+
+
+def ladder_costs(
+    w: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"], block: Int[np.ndarray, " n"], ladder: Ladder
+) -> Costs:
+    """Weighted squared error plus λ · bits on a ladder, in path order: weights, their importance and their blocks."""
+    w, weight = np.ascontiguousarray(w, np.float64), np.ascontiguousarray(weight, np.float64)
+    block = np.ascontiguousarray(block, np.int64)
+    points = np.ascontiguousarray(ladder.points, np.float64)
+    bits = np.ascontiguousarray(ladder.bits, np.float64)
+
+    def costs(part: slice) -> tuple[np.ndarray, np.ndarray]:
+        return _loops().on_ladder(w[part], weight[part], block[part], points, bits, ladder.slope, ladder.lam)
+
+    return costs
+
+
+def table_costs(
     w: Float[np.ndarray, " n"],
     weight: Float[np.ndarray, " n"],
     block: Int[np.ndarray, " n"],
-    levels: Levels,
-    states: int,
-    start: int = 0,
-) -> tuple[Int[np.ndarray, " n"], int]:
-    """The levels with the least weighted squared error plus λ · bits from the state `start` on, and the state after.
-
-    All in path order: weights, the importance of each, and the block whose points it takes.  Ties go to the survivor
-    of the lower state, and to the smaller level.
-    """
-    out = np.empty(len(w), np.int32)
+    values: Float[np.ndarray, "blocks levels"],
+) -> Costs:
+    """Weighted squared error on a table of ascending values, all else as on a ladder."""
     w, weight = np.ascontiguousarray(w, np.float64), np.ascontiguousarray(weight, np.float64)
-    block = np.ascontiguousarray(block, np.int64)
-    points = np.ascontiguousarray(levels.points, np.float64)
-    bits = np.ascontiguousarray(levels.bits, np.float64)
-    search, after, into = _loops().search, next_states(states), previous(states)
-    state = start
-    for first in range(0, len(w), _SEGMENT):
-        kept = min(_SEGMENT, len(w) - first)
-        part = slice(first, first + kept + _BEYOND)
-        found = search(w[part], weight[part], block[part], points, bits, levels.slope, levels.lam, into, state)
-        out[first : first + kept] = found[:kept]
-        state = int(_loops().walk(found[:kept], after, state))
-    return out, state
+    block, values = np.ascontiguousarray(block, np.int64), np.ascontiguousarray(values, np.float64)
+
+    def costs(part: slice) -> tuple[np.ndarray, np.ndarray]:
+        return _loops().on_table(w[part], weight[part], block[part], values)
+
+    return costs
 
 
 def walk(levels: Int[np.ndarray, " n"], states: int, start: int = 0) -> int:
@@ -73,10 +96,18 @@ def walk(levels: Int[np.ndarray, " n"], states: int, start: int = 0) -> int:
     return int(_loops().walk(np.ascontiguousarray(levels, np.int32), next_states(states), start))
 
 
+def states_before(choices: Int[np.ndarray, " n"], states: int) -> Int[np.ndarray, " n"]:
+    """The state in which each of `choices`, zeros and ones in path order, is made; the first is 0."""
+    return _loops().states(np.ascontiguousarray(choices, np.int32), next_states(states))
+
+
 @dataclass(frozen=True)
 class _Loops:
     search: Callable[..., Any]
+    on_ladder: Callable[..., Any]
+    on_table: Callable[..., Any]
     walk: Callable[..., Any]
+    states: Callable[..., Any]
 
 
 @functools.cache
@@ -84,9 +115,9 @@ def _loops() -> _Loops:
     try:
         from numba import njit
     except ImportError:
-        return _Loops(_search, _walk)
+        return _Loops(_search, _on_ladder, _on_table, _walk, _states)
     compile: Any = njit(nogil=True, cache=True, error_model="numpy")
-    return _Loops(compile(_search), compile(_walk))
+    return _Loops(*map(compile, (_search, _on_ladder, _on_table, _walk, _states)))
 
 
 def _walk(levels, after, state):
@@ -97,23 +128,19 @@ def _walk(levels, after, state):
     return np.int64(state)
 
 
-def _search(w, weight, block, points, bits, slope, lam, into, start):
-    n, states, size = len(w), len(into), points.shape[1]
-    from_first, from_second = np.empty(states, np.int64), np.empty(states, np.int64)
-    by_first, by_second = np.empty(states, np.int64), np.empty(states, np.int64)
-    for s in range(states):
-        from_first[s], from_second[s] = into[s, 0] >> 1, into[s, 1] >> 1
-        # the subset of a branch: its state's parity, and its choice
-        by_first[s] = (from_first[s] & 1) + 2 * (into[s, 0] & 1)
-        by_second[s] = (from_second[s] & 1) + 2 * (into[s, 1] & 1)
-    chosen = np.empty((n, 4), np.int32)  # the best level of each subset
-    second = np.empty((n, states), np.bool_)  # whether the survivor came by the second way
-    cost = np.full(states, _FAR)
-    cost[start] = 0.0
-    fresh = np.empty(states)
-    subset = np.empty(4)
-    tabled = len(bits)
+def _states(choices, after):
+    found = np.empty(len(choices), np.int32)
+    state = np.int64(0)
+    for i in range(len(choices)):
+        found[i] = state
+        state = after[state, choices[i]]
+    return found
 
+
+def _on_ladder(w, weight, block, points, bits, slope, lam):
+    n, size, tabled = len(w), points.shape[1], len(bits)
+    cost = np.full((n, 4), np.inf)
+    chosen = np.zeros((n, 4), np.int32)
     for t in range(n):
         x, p = w[t], points[block[t]]
         last = p[size - 1]
@@ -129,8 +156,6 @@ def _search(w, weight, block, points, bits, slope, lam, into, start):
                 nearest += 1
         if x < 0:
             nearest = -nearest
-        for k in range(4):
-            subset[k] = _FAR
         # A price may ask for the smallest levels of all, far from the nearest.
         first = -2 if lam > 0 and abs(nearest) > _REACH else 3
         for k in range(first, 3 + 2 * _REACH + 1):
@@ -144,16 +169,46 @@ def _search(w, weight, block, points, bits, slope, lam, into, start):
             error = x - (value if j > 0 else -value)
             price = error * error * weight[t]
             if lam > 0:
-                b = (
-                    bits[size_j]
-                    if size_j < tabled
-                    else (bits[tabled - 2 + ((size_j - tabled) & 1)] + ((size_j - tabled) // 2 + 1) * slope)
-                )
-                price += lam * b
+                steps = max((size_j - tabled) // 2 + 1, 0)  # of two, beyond the table
+                price += lam * (bits[size_j - 2 * steps] + steps * slope)
             d = j & 3
-            if price < subset[d] or (price == subset[d] and size_j < abs(chosen[t, d])):
-                subset[d] = price
+            if price < cost[t, d] or (price == cost[t, d] and size_j < abs(chosen[t, d])):
+                cost[t, d] = price
                 chosen[t, d] = j
+    return cost, chosen
+
+
+def _on_table(w, weight, block, values):
+    n, count = len(w), values.shape[1]
+    cost = np.full((n, 4), np.inf)
+    chosen = np.zeros((n, 4), np.int32)
+    for t in range(n):
+        row = values[block[t]]
+        nearest = np.searchsorted(row, w[t])
+        for j in range(max(nearest - _REACH, 0), min(nearest + _REACH + 1, count)):
+            error = w[t] - row[j]
+            price = error * error * weight[t]
+            if price < cost[t, j & 3]:
+                cost[t, j & 3] = price
+                chosen[t, j & 3] = j
+    return cost, chosen
+
+
+def _search(costs, chosen, into, start):
+    n, states = len(costs), len(into)
+    from_first, from_second = np.empty(states, np.int64), np.empty(states, np.int64)
+    by_first, by_second = np.empty(states, np.int64), np.empty(states, np.int64)
+    for s in range(states):
+        from_first[s], from_second[s] = into[s, 0] >> 1, into[s, 1] >> 1
+        # the subset of a branch: its state's parity, and its choice
+        by_first[s] = (from_first[s] & 1) + 2 * (into[s, 0] & 1)
+        by_second[s] = (from_second[s] & 1) + 2 * (into[s, 1] & 1)
+    second = np.empty((n, states), np.bool_)  # whether the survivor came by the second way
+    cost = np.full(states, _FAR)
+    cost[start] = 0.0
+    fresh = np.empty(states)
+    for t in range(n):
+        subset = costs[t]
         least = np.inf
         for s in range(states):
             a = cost[from_first[s]] + subset[by_first[s]]
