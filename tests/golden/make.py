@@ -12,18 +12,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from bitbook.artifact import Artifact, Layout, QuantizedInput, save, to_bytes
 from bitbook.blocks import Shape
 from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
+from bitbook.coding.context import Context
 from bitbook.coding.fixed import Fixed
+from bitbook.coding.rans import Rans
 from bitbook.plan import Activation
 from bitbook.quantizer import Quantized, Quantizer, code_dtype
 from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.leaves import Float
 from bitbook.scalar.levels import Binary, Ternary
 from bitbook.scalar.uniform import Uniform
+from bitbook.trellis.machine import next_states
+from bitbook.trellis.tcq import TCQ
+from bitbook.trellis.trellis import Trellis
 from bitbook.vector.codebook import Codebook
 
 HERE = Path(__file__).parent
@@ -39,8 +45,19 @@ def counted(recipe: Quantizer, shape: Shape) -> Quantized:
             codes |= recipe.encode(((count + 1) / 8).reshape(shape), {})
         else:
             numbers = (3 + 7 * count) % spec.alphabet if spec.alphabet else (3 + 7 * count) % 15 - 7
+            if spec.states:
+                numbers = path(numbers.tolist(), spec.states)
             codes[spec.name] = numbers.to(code_dtype(spec.alphabet)).reshape(spec.grid)
     return Quantized(recipe, shape, codes, side)
+
+
+def path(numbers: list[int], states: int) -> Tensor:
+    """The numbers, one more where the machine's state asks for another parity."""
+    levels, state = [], 0
+    for number in numbers:
+        levels.append(number + (number ^ state & 1) % 2)
+        state = int(next_states(states)[state, levels[-1] - (state & 1) >> 1 & 1])
+    return torch.tensor(levels)
 
 
 class Golden(NamedTuple):
@@ -65,6 +82,10 @@ def golden() -> dict[str, Golden]:
     return files | {
         "format2-whole.safetensors": Golden(whole, Smallest(), "one"),
         "format2-mixed.safetensors": Golden(mixed(), Smallest(), "one"),
+        **{
+            f"format2-trellis-{name}.safetensors": Golden(trellis(), coder, "one")
+            for name, coder in (("rans", Rans()), ("fast", Context("fast")), ("small", Context("small")))
+        },
     }
 
 
@@ -78,6 +99,17 @@ def mixed() -> Artifact:
         {
             "sparse": replace(sparse, codes=dict.fromkeys(sparse.codes, few)),
             "levels": replace(levels, codes=dict.fromkeys(levels.codes, wide)),
+        }
+    )
+
+
+def trellis() -> Artifact:
+    """Levels whose parity follows from a machine, and codes of which a machine chooses the meaning."""
+    return Artifact(
+        {
+            "many.weight": counted(Trellis(8, 2), (30, 20)),
+            "few.weight": counted(Trellis(256, 1, (1, -1)), (4, 9)),
+            "fixed.weight": counted(TCQ(2), (6, 5)),
         }
     )
 

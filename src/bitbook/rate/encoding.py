@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Generator, Tensor
 
 from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, quantize, quantize_side
-from bitbook.rate.rates import fit_level_rates, fit_rates
+from bitbook.rate.rates import fit_rates
 
 
 def quantize_priced(
@@ -35,8 +35,7 @@ def quantize_priced(
     (spec,) = found.recipe.layout(found.shape)
     best, least = found, float("inf")
     for _ in range(rounds):
-        count = fit_level_rates if spec.states else fit_rates
-        rates = count(spec, found.codes[spec.name])
+        rates = fit_rates(spec, found.codes[spec.name])
         found = replace(found, side=_recentred(found, w, importance, options))
         error = (found.decode() - w).square()
         cost = float((error if importance is None else importance * error).sum()) + lam * rates.bits

@@ -24,7 +24,7 @@ from bitbook.blocks import WHOLE, Grid
 from bitbook.errors import PlanError
 from bitbook.qat import FakeQuantize
 from bitbook.quantizer import Price
-from bitbook.rate.rates import Rates, fit_rates
+from bitbook.rate.rates import Rates, fit_place_rates
 from bitbook.rate.vectors import PricedCodebook, priced_codebooks
 from bitbook.scalar import ladder
 from bitbook.slot import slots
@@ -171,7 +171,7 @@ def _centroids(source: nn.Module) -> Iterator[nn.Module]:
 
 
 def _count(source: FakeQuantize) -> _Priced:
-    rates = fit_rates(source.recipe.layout(source.shape)[0], source.freeze_codes())
+    rates = fit_place_rates(source.recipe.layout(source.shape)[0], source.freeze_codes())
     assert rates.nonzero is not None  # what has a ladder has an order
     rungs = cast(Tensor, source.ladder()).contiguous()
     distance = rungs.diff(dim=1)

@@ -101,8 +101,13 @@ def fit_level_rates(spec: StreamSpec, codes: Int[Tensor, "rows cols"]) -> LevelR
     return replace(rates, bits=float(rates(codes).double().sum()))
 
 
-def fit_rates(spec: StreamSpec, codes: Int[Tensor, "rows cols"]) -> Rates:
-    """Count the codes of a stream: ordered ones where they lie, others by themselves."""
+def fit_rates(spec: StreamSpec, codes: Int[Tensor, "rows cols"]) -> Rates | LevelRates:
+    """Count the codes of a stream: ordered ones where they lie, others, and levels of a trellis, by themselves."""
+    return fit_level_rates(spec, codes) if spec.states else fit_place_rates(spec, codes)
+
+
+def fit_place_rates(spec: StreamSpec, codes: Int[Tensor, "rows cols"]) -> Rates:
+    """Count codes that may follow each other in any order."""
     if spec.alphabet is not None and not spec.centre:
         counts = torch.bincount(codes.long().flatten(), minlength=spec.alphabet)
         bits = -torch.log2((counts + 0.5) / (counts + 0.5).sum())
