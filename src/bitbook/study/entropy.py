@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -97,7 +97,13 @@ class Network:
     """Percent of the rows that remain."""
     undivided: Mapping[str, Quantizer] | None = None
     """Weights that vectors do not divide."""
+    prices: Mapping[str, Sequence[float]] = field(default_factory=lambda: PRICES)
+    seeds: int | None = None
+    """At most so many, where a trial takes minutes."""
 
+
+PRICES: Mapping[str, Sequence[float]] = {"scalar": (1e-6, 3e-6, 1e-5), "vectors": (3e-6, 1e-5, 3e-5)}
+"""λ of each curve, spread over the accuracies of the others."""
 
 NETWORKS = (
     Network(
@@ -105,13 +111,11 @@ NETWORKS = (
         (5, 10, 20), ((4, 64),), rows=(25, 50, 75),
     ),
     Network(
-        "lenet-5-8-16-64", Layers("*.weight", "*", "fc2.weight"), (2, 3, 4), (2, 3), [(4, (16, 64))],
-        (10, 20, 40), ((4, 64),), undivided={"conv1.weight": Uniform(5)},
+        "lenet-5-8-16-64", Layers("*.weight", "*", "fc2.weight"), (3, 4), (2, 3), [(4, (16, 64))],
+        (10, 20), ((4, 64),), undivided={"conv1.weight": Uniform(5)},
+        prices={"scalar": (3e-6, 1e-5), "vectors": (1e-5, 3e-5)}, seeds=3,
     ),
 )  # fmt: skip
-
-PRICES: Mapping[str, Sequence[float]] = {"scalar": (1e-6, 3e-6, 1e-5), "vectors": (3e-6, 1e-5, 3e-5)}
-"""λ of each curve, spread over the accuracies of the others."""
 
 
 def entropy_recipes(network: Network) -> Iterator[Recipe]:
@@ -134,15 +138,16 @@ def entropy_recipes(network: Network) -> Iterator[Recipe]:
 def priced_recipes(network: Network) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     """What is trained with a price, and how; biases are integers under the same price in all of them."""
     biases, first = {"*.bias": ECSQ()}, {"step": 0.1}
-    for lam in PRICES["scalar"]:
+    for lam in network.prices["scalar"]:
         plan = Plan({network.layers.weights: ECSQ(3), **biases})
         recipe = Recipe("priced", KINDS["scalar"], f"λ = {lam:g}", plan, fit={**first, "iterations": 0})
         yield recipe, {"lam": lam, **PRICE_TRAINING}
-    undivided = dict.fromkeys(network.undivided or {}, ECSQ(3))
+    # The output layer has too few blocks to share the bytes of a codeword: under a price, its classes merge.
+    undivided = dict.fromkeys([*(network.undivided or {}), network.layers.output], ECSQ(3))
     for size, codewords in network.books:
         stored = {"vectors": Codebook(codewords, (1, size)), "fused": Codebook(codewords, (1, size), Uniform(5))}
         for kind, codebook in stored.items():
-            for lam in PRICES["vectors"]:
+            for lam in network.prices["vectors"]:
                 plan = Plan({**undivided, network.layers.weights: codebook, **biases})
                 name = f"{codewords} of {size}, λ = {lam:g}"
                 fit = {**first, "iterations": 25}
@@ -153,8 +158,8 @@ def priced_recipes(network: Network) -> Iterator[tuple[Recipe, dict[str, Any]]]:
 def entropy_cells(seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Each recipe from the strong start: tuned and written with both coders, or trained with a price."""
     cells = []
-    for seed in seeds:
-        for network in NETWORKS:
+    for network in NETWORKS:
+        for seed in seeds[: network.seeds]:
             same = {"dataset": "mnist", "model": network.model, "start": STRONG_START, "seed": seed}
             for recipe in entropy_recipes(network):
                 found = cell(recipe, tune=strong_tune(recipe), holdout=MNIST.holdout, **same)
@@ -224,15 +229,18 @@ def sentence(found: MethodSaving) -> str:
 
 def document(results: Sequence[Result]) -> str:
     """Tables, and what the intervals support, for each network."""
-    seeds = len({r["cell"]["seed"] for r in results})
-    models = list(dict.fromkeys(r["cell"]["model"] for r in results))
-    sections = "\n".join(_section(model, [r for r in results if r["cell"]["model"] == model]) for model in models)
+    seeds = {
+        model: len({r["cell"]["seed"] for r in results if r["cell"]["model"] == model})
+        for model in dict.fromkeys(r["cell"]["model"] for r in results)
+    }
+    who = ", ".join(f"{model} ({count} seed{'s' * (count != 1)})" for model, count in seeds.items())
+    sections = "\n".join(_section(model, [r for r in results if r["cell"]["model"] == model]) for model in seeds)
     training = PRICE_TRAINING
     return f"""# Entropy coding: who wins on equal terms
 
-Made by `bitbook study --dataset entropy --seeds {seeds}` and
+Made by `bitbook study --dataset entropy --seeds {max(seeds.values())}` and
 `python -m bitbook.study.entropy runs/entropy docs/results`:
-{len(results)} trials, {seeds} seed{"s" * (seeds != 1)}, {", ".join(models)}, all from the strong start.
+{len(results)} trials, {who}, all from the strong start.
 Every file is a row per split in [entropy.csv](entropy.csv).
 
 "{FIXED.capitalize()}" and "{CODED}" are the same network, tuned for 5 epochs under the plan and written twice: an entry
@@ -240,6 +248,7 @@ per tensor (format 1), and one entry (format 2). Their difference is the coder a
 "{PRICED.capitalize()}" is entropy-coded too: {training["epochs"]} epochs with a price on every bit, of scalars and of
 codewords, the same data and inputs, no teacher, biases as integers under the same price. Its difference from
 "{CODED}" is therefore the price, those biases (float32 elsewhere), and {training["epochs"] - 5} epoch more, with Adam.
+Under a price, output layers are scalars in all of them: their few blocks cannot share the bytes of a codeword.
 A codebook's share is its bytes in the file.
 {sections}"""
 
