@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Generator, Tensor
 
-from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, quantize
+from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, checked, quantize
 from bitbook.rate.rates import fit_rates
+
+if TYPE_CHECKING:
+    from bitbook.feedback import ErrorFeedback
 
 
 def quantize_priced(
@@ -15,6 +20,7 @@ def quantize_priced(
     w: Tensor,
     lam: float,
     *,
+    encoder: ErrorFeedback | None = None,
     importance: Tensor | None = None,
     options: FitOptions = FitOptions(),
     generator: Generator | None = None,
@@ -24,18 +30,40 @@ def quantize_priced(
 
     Codes are chosen under the rates of the codes before them, and counted anew: entropy-constrained scalar and vector
     quantization (Chou, Lookabaugh & Gray 1989), with side tensors as they were fitted.  The best of `rounds` passes is
-    kept, by the same sum.  Raises as `quantize`, and `PlanError` where a recipe's codes leave no choice.
+    kept, by the same sum.  With `encoder`, the error is that of the layer's outputs, and fed back from column to column.
+    Raises as `quantize`, and `PlanError` where a recipe's codes leave no choice.
     """
+    if encoder is not None:
+        return encoder.quantize_priced(
+            recipe, checked(w), lam, importance=importance, options=options, generator=generator, rounds=rounds
+        )
     found = quantize(recipe, w, importance=importance, options=options, generator=generator)
+
+    def error(found: Quantized) -> float:
+        error = (found.decode() - w.float()).square()
+        return float((error if importance is None else importance * error).sum())
+
+    def encode(recipe: Quantizer, side: Mapping[str, Tensor], price: Price) -> dict[str, Tensor]:
+        return recipe.encode_priced(w.float(), side, price, importance=importance)
+
+    return settled(found, lam, rounds, error, encode)
+
+
+def settled(
+    found: Quantized,
+    lam: float,
+    rounds: int,
+    error: Callable[[Quantized], float],
+    encode: Callable[[Quantizer, Mapping[str, Tensor], Price], dict[str, Tensor]],
+) -> Quantized:
+    """Encode and count in turn, and return what has the least `error` plus `lam` · bits."""
     side = {name: stored.decode() for name, stored in found.side.items()}
     (spec,) = found.recipe.layout(found.shape)
     best, least = found, float("inf")
     for _ in range(rounds):
         rates = fit_rates(spec, found.codes[spec.name])
-        error = (found.decode() - w.float()).square()
-        cost = float((error if importance is None else importance * error).sum()) + lam * rates.bits
+        cost = error(found) + lam * rates.bits
         if cost < least:
             best, least = found, cost
-        price = Price(lam, {spec.name: rates})
-        found = replace(found, codes=found.recipe.encode_priced(w.float(), side, price, importance=importance))
+        found = replace(found, codes=encode(found.recipe, side, Price(lam, {spec.name: rates})))
     return best

@@ -8,7 +8,7 @@ A coder with contexts does a little better; this is close enough to steer by, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -50,6 +50,13 @@ class Rates:
     def symbols(self) -> Float[Tensor, " alphabet"] | None:
         """Bits of each symbol, where codes have no order."""
         return self.table if self.nonzero is None else None
+
+    def columns(self, start: int, stop: int) -> Rates:
+        """The same for a part of the grid."""
+        if self.nonzero is None:
+            return self
+        nonzero = self.nonzero[:, start:stop]
+        return replace(self, spec=self.spec._replace(grid=tuple(nonzero.shape)), nonzero=nonzero)
 
     def rises(self, count: int) -> Float[Tensor, " count"]:
         """Bits from the magnitude 1 to 2, from 2 to 3, and so on: `count` of them, never negative."""

@@ -116,6 +116,13 @@ class ECSQ(Quantizer):
         value = _values(signed.abs(), side["points"])
         return grid.join(torch.where(signed < 0, -value, value), shape)
 
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        grid = Grid.of(shape, self.block, pad=True)
+        points = grid.columns(side["points"].reshape(grid.R, grid.C, self.size), start, stop)
+        return replace(self, block=(self.block[0], 1)), {"points": points.reshape(-1, self.size)}
+
     def ladder(self, side: Mapping[str, Tensor]) -> Tensor:
         return side["points"]
 

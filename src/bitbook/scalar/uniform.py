@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -156,6 +156,11 @@ class Uniform(Quantizer):
         steps = grid.tiles(codes["codes"].float()) - (self.q_max if zero is None else zero)
         return grid.untile(steps * scale, shape)
 
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        return part_of_levels(self, self.block, shape, side, start, stop)
+
     def ladder(self, side: Mapping[str, Tensor]) -> Tensor | None:
         if not self.symmetric:  # zero may be anywhere
             return None
@@ -173,6 +178,15 @@ class Uniform(Quantizer):
     def _limits(self) -> tuple[int, int]:
         """Least and largest step before a zero point is taken off."""
         return (-self.q_max, self.q_max) if self.symmetric else (0, self.alphabet - 1)
+
+
+def part_of_levels(
+    recipe: Quantizer, block: Block, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+) -> tuple[Quantizer, Mapping[str, Tensor]]:
+    """`Quantizer.part` where every side tensor is one value for each block: columns become blocks of their own."""
+    grid = Grid.of(shape, block, pad=True)
+    own = replace(recipe, block=(block[0], 1))  # type: ignore[call-arg]
+    return own, {name: grid.columns(value, start, stop) for name, value in side.items()}
 
 
 def _fake_uniform(w: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:

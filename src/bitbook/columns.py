@@ -1,0 +1,104 @@
+"""Encoding a matrix a few columns at a time, which is what lets the error of some columns steer the choice of others.
+
+    recipe.encode_fed_back(w, side, feedback)
+      └ feedback.encode(w, encoder)              goes over the columns, and says what each is to come near to
+          └ encoder.choose(target, start, ·)     codes of `encoder.width` columns; what they decode to goes back
+
+Most recipes only say how wide their parts are and how side tensors are cut to a part (`Quantizer.columns`, `part`);
+`Parts` is their encoder.  A recipe whose codes depend on the codes before, as a trellis' do, brings an encoder of its
+own; a wrapper that encodes another tensor than `w` passes that and the changed second moments on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from jaxtyping import Float as F32
+from jaxtyping import Float64 as F64
+from torch import Tensor
+
+from bitbook.blocks import Shape, matrix_shape
+
+if TYPE_CHECKING:
+    from bitbook.quantizer import Price, Quantizer
+
+
+class ColumnEncoder(Protocol):
+    """Chooses the codes of a matrix part by part: adjacent columns, each once."""
+
+    @property
+    def width(self) -> int:
+        """Columns of a part; the last may have fewer."""
+        ...
+
+    @property
+    def ordered(self) -> bool:
+        """Whether parts must come from left to right, because codes depend on those before."""
+        ...
+
+    def choose(
+        self, target: F32[Tensor, "rows c"], start: int, metric: F64[Tensor, "groups c c"]
+    ) -> F32[Tensor, "rows c"]:
+        """Choose the codes of the columns from `start` on, and return what they decode to.
+
+        The least `e M eᵀ` of each row's error e is asked for; M is the metric of the row's group (equal, adjacent
+        shares of the rows).
+        """
+        ...
+
+    def codes(self) -> dict[str, Tensor]:
+        """All codes, once every part was chosen."""
+        ...
+
+
+class Feedback(Protocol):
+    """What goes over the columns: `ErrorFeedback`, as recipes see it."""
+
+    def encode(self, w: Tensor, encoder: ColumnEncoder) -> dict[str, Tensor]:
+        """The codes of `w`, the error of each part fed back into those that follow."""
+        ...
+
+    def importance(self, shape: Shape) -> Tensor:
+        """The second moments' diagonal as weights of the squared errors of a tensor of `shape`."""
+        ...
+
+    def mapped(self, inputs: F64[Tensor, "cols new"]) -> Feedback:
+        """The same for a tensor `v` that stands for `w = v · inputsᵀ`: scaled, permuted or rotated columns."""
+        ...
+
+
+class Parts:
+    """The encoder of recipes whose columns are encoded apart: every part is a tensor of its own."""
+
+    ordered = False
+
+    def __init__(self, recipe: Quantizer, shape: Shape, side: Mapping[str, Tensor], price: Price | None) -> None:
+        self.recipe, self.shape, self.side, self.price = recipe, shape, side, price
+        self.width = recipe.columns(shape)
+        self._cols = matrix_shape(shape)[1]
+        self._grids = {spec.name: spec.grid for spec in recipe.layout(shape)}
+        self._chosen: dict[int, dict[str, Tensor]] = {}
+
+    def choose(
+        self, target: F32[Tensor, "rows c"], start: int, metric: F64[Tensor, "groups c c"]
+    ) -> F32[Tensor, "rows c"]:
+        stop = start + target.shape[1]
+        recipe, side = self.recipe.part(self.shape, self.side, start, stop)
+        price = self.price
+        if price is not None:
+            bits = {}
+            for spec in recipe.layout(tuple(target.shape)):
+                count = spec.grid[1]
+                at = self._grids[spec.name][1] - count if stop == self._cols else start // self.width * count
+                bits[spec.name] = price.bits[spec.name].columns(at, at + count)
+            price = replace(price, bits=bits)
+        codes = recipe.encode_part(target, side, metric, price)
+        self._chosen[start] = codes
+        return recipe.decode(codes, side, tuple(target.shape))
+
+    def codes(self) -> dict[str, Tensor]:
+        parts = [codes for _, codes in sorted(self._chosen.items())]
+        return {name: torch.cat([codes[name] for codes in parts], 1) for name in self._grids}
