@@ -11,6 +11,7 @@ own; a wrapper that encodes another tensor than `w` passes that and the changed 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -26,19 +27,18 @@ if TYPE_CHECKING:
     from bitbook.quantizer import Price, Quantizer
 
 
-class ColumnEncoder(Protocol):
-    """Chooses the codes of a matrix part by part: adjacent columns, each once."""
+class ColumnEncoder(ABC):
+    """Chooses the codes of a matrix part by part: adjacent columns, each once.
 
-    @property
-    def width(self) -> int:
-        """Columns of a part; the last may have fewer."""
-        ...
+    `choose` and `codes` are all that is needed.
+    """
 
-    @property
-    def ordered(self) -> bool:
-        """Whether parts must come from left to right, because codes depend on those before."""
-        ...
+    width: int
+    """Columns of a part; the last may have fewer."""
+    ordered: bool = False
+    """Whether parts must come from left to right, because codes depend on those before."""
 
+    @abstractmethod
     def choose(
         self, target: F32[Tensor, "rows c"], start: int, metric: F64[Tensor, "groups c c"]
     ) -> F32[Tensor, "rows c"]:
@@ -47,11 +47,35 @@ class ColumnEncoder(Protocol):
         The least `e M eᵀ` of each row's error e is asked for; M is the metric of the row's group (equal, adjacent
         shares of the rows).
         """
-        ...
 
+    @abstractmethod
     def codes(self) -> dict[str, Tensor]:
         """All codes, once every part was chosen."""
-        ...
+
+    def choose_batch(
+        self,
+        w: F64[Tensor, "groups rows n"],
+        carried: F64[Tensor, "groups rows n"],
+        root: F64[Tensor, "groups n n"],
+        parts: list[tuple[int, int]],
+    ) -> F64[Tensor, "groups rows n"]:
+        """Choose several parts in turn, the error of each fed back into those that follow, and return their values.
+
+        w: the columns of all parts; carried: Σ E R over the columns before them; root: their own block of R (see
+        `feedback.py`); parts: the first column of each and the one after its last.
+        """
+        groups, rows, _ = w.shape
+        values, errors, at = torch.empty_like(w), torch.zeros_like(w), 0
+        for start, stop in parts:
+            to = at + stop - start
+            own = root[:, at:to, at:to]
+            fed = carried[:, :, at:to] + errors[:, :, :at] @ root[:, :at, at:to]
+            fed = fed / own if to - at == 1 else torch.linalg.solve_triangular(own, fed, upper=True, left=False)
+            target = (w[:, :, at:to] - fed).reshape(groups * rows, to - at).float()
+            values[:, :, at:to] = self.choose(target, start, own @ own.mT).reshape(groups, rows, to - at).double()
+            errors[:, :, at:to] = values[:, :, at:to] - w[:, :, at:to]
+            at = to
+        return values
 
 
 class Feedback(Protocol):
@@ -70,10 +94,8 @@ class Feedback(Protocol):
         ...
 
 
-class Parts:
+class Parts(ColumnEncoder):
     """The encoder of recipes whose columns are encoded apart: every part is a tensor of its own."""
-
-    ordered = False
 
     def __init__(self, recipe: Quantizer, shape: Shape, side: Mapping[str, Tensor], price: Price | None) -> None:
         self.recipe, self.shape, self.side, self.price = recipe, shape, side, price

@@ -122,32 +122,21 @@ class ErrorFeedback:
     def encode(self, w: Tensor, encoder: ColumnEncoder) -> dict[str, Tensor]:
         """The codes of `w`, part by part: a left-looking block substitution in float64."""
         w, width = self._matrix(w), encoder.width
-        groups, rows, cols = w.shape
-        starts = list(range(0, cols, width))
+        cols = w.shape[2]
+        parts = [(start, min(start + width, cols)) for start in range(0, cols, width)]
         if self.options.order == "activation" and not encoder.ordered:
-            diagonal = self.moments.diagonal(dim1=1, dim2=2).sum(0)
-            activity = [float(diagonal[i : i + width].sum()) for i in starts]
-            starts = [starts[i] for i in sorted(range(len(starts)), key=lambda i: -activity[i])]
-        order = torch.cat([torch.arange(i, min(i + width, cols)) for i in starts])
-        root = self._root(order)
-        w, errors, at = w[:, :, order], torch.zeros_like(w), 0
-        batch_start, fed = 0, torch.zeros_like(w)
-        for start in starts:
-            stop = at + min(width, cols - start)
-            if at == batch_start:  # errors of all earlier batches at once, for this whole batch
-                batch_stop = min(at + max(_BATCH // width, 1) * width + width, cols)
-                fed[:, :, at:batch_stop] = errors[:, :, :at] @ root[:, :at, at:batch_stop]
-            own = root[:, at:stop, at:stop]
-            carried = fed[:, :, at:stop] + errors[:, :, batch_start:at] @ root[:, batch_start:at, at:stop]
-            if stop - at == 1:
-                target = w[:, :, at:stop] - carried / own
-            else:
-                target = w[:, :, at:stop] - torch.linalg.solve_triangular(own, carried, upper=True, left=False)
-            chosen = encoder.choose(target.reshape(groups * rows, -1).float(), start, own @ own.mT)
-            errors[:, :, at:stop] = chosen.reshape(groups, rows, -1).double() - w[:, :, at:stop]
-            at = stop
-            if at - batch_start >= _BATCH:
-                batch_start = at
+            activity = self.moments.diagonal(dim1=1, dim2=2).sum(0)
+            parts.sort(key=lambda part: -float(activity[part[0] : part[1]].sum()))
+        order = torch.cat([torch.arange(*part) for part in parts])
+        root, w = self._root(order), w[:, :, order]
+        errors, at = torch.zeros_like(w), 0
+        count = max(_BATCH // width, 1)
+        for batch in (parts[i : i + count] for i in range(0, len(parts), count)):
+            to = at + sum(stop - start for start, stop in batch)
+            carried = errors[:, :, :at] @ root[:, :at, at:to]
+            values = encoder.choose_batch(w[:, :, at:to], carried, root[:, at:to, at:to], batch)
+            errors[:, :, at:to] = values - w[:, :, at:to]
+            at = to
         return encoder.codes()
 
     def importance(self, shape: Shape) -> Tensor:

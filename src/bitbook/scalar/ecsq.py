@@ -13,11 +13,13 @@ from jaxtyping import Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
+from bitbook.columns import Feedback
 from bitbook.errors import PlanError
 from bitbook.quantizer import LARGEST_CODE, Child, FitOptions, Price, Quantizer, StreamSpec
 from bitbook.scalar import ladder
 from bitbook.scalar.leaves import Float
 from bitbook.scalar.priced import cheapest
+from bitbook.scalar.sweep import Sweep
 
 _RMS_PER_STEP = 0.5  # of a step that the caller does not choose
 _MOST_ROUNDS = 10  # of Lloyd's iteration over the reconstruction points; it converges in a few
@@ -122,6 +124,14 @@ class ECSQ(Quantizer):
         grid = Grid.of(shape, self.block, pad=True)
         points = grid.columns(side["points"].reshape(grid.R, grid.C, self.size), start, stop)
         return replace(self, block=(self.block[0], 1)), {"points": points.reshape(-1, self.size)}
+
+    def encode_fed_back(
+        self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
+    ) -> dict[str, Tensor]:
+        if not Sweep.serves(w, price):
+            return super().encode_fed_back(w, side, feedback, price)
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        return feedback.encode(w, Sweep(grid, side["points"], None, self.dead_zone, price))
 
     def ladder(self, side: Mapping[str, Tensor]) -> Tensor:
         return side["points"]

@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
+from bitbook.columns import Feedback
 from bitbook.errors import PlanError
 from bitbook.quantizer import Child, FitOptions, Price, Quantizer, Range, StreamSpec, code_dtype
 from bitbook.scalar import kernels
 from bitbook.scalar.leaves import Float, Integer
 from bitbook.scalar.priced import cheapest
+from bitbook.scalar.sweep import Sweep
 
 SMALLEST_SCALE = 1e-8
 """Floor of every fitted scale: a constant tensor has no range to divide by."""
@@ -160,6 +162,14 @@ class Uniform(Quantizer):
         self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
     ) -> tuple[Quantizer, Mapping[str, Tensor]]:
         return part_of_levels(self, self.block, shape, side, start, stop)
+
+    def encode_fed_back(
+        self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
+    ) -> dict[str, Tensor]:
+        if not self.symmetric or not Sweep.serves(w, price):
+            return super().encode_fed_back(w, side, feedback, price)
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        return feedback.encode(w, Sweep(grid, side["scale"].reshape(-1, 1), self.q_max, None, price))
 
     def ladder(self, side: Mapping[str, Tensor]) -> Tensor | None:
         if not self.symmetric:  # zero may be anywhere
