@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 
 from bitbook.blocks import Shape
 from bitbook.columns import Feedback, Parts
-from bitbook.errors import PlanError, WeightError
+from bitbook.errors import NoFeedback, PlanError, WeightError
 
 Range = Literal["minmax", "absmax", "mse", "mean", "lsq"]
 LARGEST_CODE = 2**31 - 1
@@ -168,9 +168,9 @@ class Quantizer(ABC):
     ) -> tuple[Quantizer, Mapping[str, Tensor]]:
         """The columns from `start` to `stop` as a tensor of their own: the recipe and side tensors that encode it alike.
 
-        Raises `PlanError` where columns are not encoded apart, which is the default.
+        Raises `NoFeedback` where columns are not encoded apart, which is the default.
         """
-        raise PlanError(
+        raise NoFeedback(
             f"{self!r} encodes all columns together, so that no error can be fed back; encode it plainly, or use "
             f"blocks of fewer columns"
         )
@@ -198,7 +198,7 @@ class Quantizer(ABC):
         """The codes for `w`, each column's error fed back into columns that follow (plus λ · bits).
 
         A wrapper calls this on what it wraps, with the tensor that this encodes and `feedback.mapped`.
-        Raises `PlanError` where all columns are encoded together.
+        Raises `NoFeedback` where all columns are encoded together.
         """
         return feedback.encode(w, Parts(self, tuple(w.shape), side, price))
 
