@@ -43,6 +43,7 @@ from bitbook.models import build_model
 
 Moments = Tensor
 CALIBRATION = 4096
+COLUMNS = ECSQ(1, (-1, 1), points=Uniform(8))  # a step for each column, by what the others cannot make up for
 
 
 def main() -> None:
@@ -79,13 +80,14 @@ def layer(title: str, w: Tensor, seen: Moments, held_out: Moments) -> None:
 
     for k in (-4, 0, 4):
         options = FitOptions(step=rms * 2 ** (k / 4))
-        row(f"ECSQ(), step {options.step:.3g}, feedback", lambda: encoded(ECSQ(), w, seen, options))
+        for recipe in (ECSQ(), COLUMNS):
+            row(f"{recipe!r}, step {options.step:.3g}, feedback", lambda: encoded(recipe, w, seen, options))
     scale = output_error(torch.zeros_like(w), w, seen) / w.numel()
     for share in (0.003, 0.01, 0.03, 0.1, 0.3):
         lam = share * scale
         row(f"ECSQ(), λ {lam:.2g}, no feedback", lambda: priced_alone(w, lam, seen))
         row(f"ECSQ(), λ {lam:.2g}, feedback", lambda: priced(ECSQ(), w, lam, seen))
-        row(f"ECSQ(3), λ {lam:.2g}, feedback", lambda: priced(ECSQ(3), w, lam, seen))
+        row(f"{COLUMNS!r}, λ {lam:.2g}, feedback", lambda: priced(COLUMNS, w, lam, seen))
     for recipe in (Uniform(4), Uniform(3), Uniform(2), Uniform(3, (1, -1)), Codebook(256, (1, 4)), Pruned(0.2, ECSQ())):
         row(f"{recipe!r}", lambda: quantize(recipe, w, generator=Generator().manual_seed(0)))
         row(f"{recipe!r}, feedback", lambda: encoded(recipe, w, seen, FitOptions()))

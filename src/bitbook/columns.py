@@ -86,7 +86,11 @@ class Feedback(Protocol):
         ...
 
     def importance(self, shape: Shape) -> Tensor:
-        """The second moments' diagonal as weights of the squared errors of a tensor of `shape`."""
+        """The second moments' diagonal as weights of the squared errors of a tensor of `shape`, a mean of one."""
+        ...
+
+    def remaining(self, shape: Shape) -> Tensor:
+        """R_kk², what of an error no later column can make up for, as weights of a tensor of `shape`; a mean of one."""
         ...
 
     def mapped(self, inputs: F64[Tensor, "cols new"]) -> Feedback:

@@ -122,11 +122,7 @@ class ErrorFeedback:
     def encode(self, w: Tensor, encoder: ColumnEncoder) -> dict[str, Tensor]:
         """The codes of `w`, part by part: a left-looking block substitution in float64."""
         w, width = self._matrix(w), encoder.width
-        cols = w.shape[2]
-        parts = [(start, min(start + width, cols)) for start in range(0, cols, width)]
-        if self.options.order == "activation" and not encoder.ordered:
-            activity = self.moments.diagonal(dim1=1, dim2=2).sum(0)
-            parts.sort(key=lambda part: -float(activity[part[0] : part[1]].sum()))
+        parts = self._parts(width, encoder.ordered)
         order = torch.cat([torch.arange(*part) for part in parts])
         root, w = self._root(order), w[:, :, order]
         errors, at = torch.zeros_like(w), 0
@@ -140,10 +136,12 @@ class ErrorFeedback:
         return encoder.codes()
 
     def importance(self, shape: Shape) -> Tensor:
-        diagonal = self._damped().diagonal(dim1=1, dim2=2)
-        rows, cols = self._extent(shape)
-        weights = (diagonal / diagonal.mean()).float()
-        return weights[:, None].expand(len(weights), rows, cols).reshape(shape)
+        """H's diagonal, damped, in the shape of a weight, with a mean of one."""
+        return self._spread(self._damped(self.damping).diagonal(dim1=1, dim2=2), shape)
+
+    def remaining(self, shape: Shape) -> Tensor:
+        """R_kk² in the order in which single columns are taken, in the shape of a weight, with a mean of one."""
+        return self._spread(self._remaining(), shape)
 
     def mapped(self, inputs: F64[Tensor, "cols new"]) -> ErrorFeedback:
         """H of the inputs `inputsᵀ · x`, which `v` sees where `w = v · inputsᵀ`."""
@@ -165,11 +163,10 @@ class ErrorFeedback:
         recipe = recipe.resolve(tuple(w.shape))
         state = None if generator is None else generator.get_state()
         plain = quantize(recipe, w, options=options, generator=generator)
-        weights = self.importance(tuple(w.shape))
 
         def attempt(multiple: float) -> Quantized:
             again = None if generator is None or state is None else Generator(generator.device).set_state(state)
-            fitted = recipe.fit(w * multiple, importance=weights, options=options, generator=again)
+            fitted = recipe.fit_fed_back(w * multiple, self, options, again)
             return encode_fitted(recipe, w, fitted, options, lambda r, side: r.encode_fed_back(w, side, self))
 
         def cost(found: Quantized) -> float:
@@ -200,15 +197,14 @@ class ErrorFeedback:
         recipe = recipe.resolve(shape)
         state = None if generator is None else generator.get_state()
         weights = self.importance(shape)
-        scale = float(self._damped().diagonal(dim1=1, dim2=2).mean())
+        scale = float(self._damped(self.damping).diagonal(dim1=1, dim2=2).mean())
         plain = quantize_priced(
             recipe, w, lam, importance=weights * scale, options=options, generator=generator, rounds=rounds
         )
         unbounded = any(spec.alphabet is None for spec in plain.recipe.layout(plain.shape))
         step = options.step
         if unbounded and step is None and lam > 0:  # where error falls by λ for a bit, at high rate (Gish & Pierce 1968)
-            root = self._root()
-            step = math.sqrt(6 * lam / math.log(2) / float(root.diagonal(dim1=1, dim2=2).square().mean()))
+            step = math.sqrt(6 * lam / math.log(2) / float(self._remaining().mean()))
 
         def cost(found: Quantized) -> float:
             return self.error(w, found) + lam * sum(
@@ -224,7 +220,7 @@ class ErrorFeedback:
         def attempt(multiple: float) -> Quantized:
             again = None if generator is None or state is None else Generator(generator.device).set_state(state)
             sized = replace(options, step=step * multiple) if unbounded and step is not None else options
-            fitted = recipe.fit(w if unbounded else w * multiple, importance=weights, options=sized, generator=again)
+            fitted = recipe.fit_fed_back(w if unbounded else w * multiple, self, sized, again)
             first = encode_fitted(recipe, w, fitted, options, lambda r, side: r.encode_fed_back(w, side, self))
             return settle(first, 2)
 
@@ -259,14 +255,33 @@ class ErrorFeedback:
             )
         return rows // groups, cols
 
+    def _parts(self, width: int, ordered: bool = False) -> list[tuple[int, int]]:
+        """First column and the one after the last of every part, in the order in which they are chosen."""
+        cols = self.moments.shape[1]
+        parts = [(start, min(start + width, cols)) for start in range(0, cols, width)]
+        if self.options.order == "activation" and not ordered:
+            activity = self.moments.diagonal(dim1=1, dim2=2).sum(0)
+            parts.sort(key=lambda part: -float(activity[part[0] : part[1]].sum()))
+        return parts
+
+    def _remaining(self) -> F64[Tensor, "groups cols"]:
+        order = torch.tensor([start for start, _ in self._parts(1)])
+        squares = torch.empty(self.moments.shape[:2], dtype=torch.float64)
+        squares[:, order] = self._root(order).diagonal(dim1=1, dim2=2).square()
+        return squares
+
+    def _spread(self, weights: F64[Tensor, "groups cols"], shape: Shape) -> Tensor:
+        rows, cols = self._extent(shape)
+        weights = (weights / weights.mean()).float()
+        return weights[:, None].expand(len(weights), rows, cols).reshape(shape)
+
     def _matrix(self, w: Tensor) -> F64[Tensor, "groups rows cols"]:
         return w.double().reshape(len(self.moments), *self._extent(tuple(w.shape)))
 
-    def _damped(self, share: float | None = None) -> F64[Tensor, "groups cols cols"]:
+    def _damped(self, share: float) -> F64[Tensor, "groups cols cols"]:
         """H with a share of its mean diagonal added; where no input was ever active, the identity."""
         mean = self.moments.diagonal(dim1=1, dim2=2).mean(1)
         mean = torch.where(mean > 0, mean, mean.max() if mean.max() > 0 else 1.0)
-        share = self.options.damping if share is None else share
         eye = torch.eye(self.moments.shape[1], dtype=torch.float64, device=self.moments.device)
         return self.moments + share * mean[:, None, None] * eye
 
@@ -278,9 +293,8 @@ class ErrorFeedback:
             share *= 10
         return share
 
-    def _root(self, order: Tensor | None = None) -> F64[Tensor, "groups cols cols"]:
+    def _root(self, order: Tensor) -> F64[Tensor, "groups cols cols"]:
         """Upper triangular R with R Rᵀ = H in this order of columns: Cholesky from the last column on."""
-        order = torch.arange(self.moments.shape[1]) if order is None else order
         if self._last is None or not torch.equal(self._last[0], order):
             damped = self._damped(self.damping)[:, order][:, :, order]
             self._last = order, torch.linalg.cholesky(damped.flip(1, 2)).flip(1, 2)

@@ -192,6 +192,12 @@ class Quantizer(ABC):
             return self.encode(w, side, importance=importance)
         return self.encode_priced(w, side, price, importance=importance)
 
+    def fit_fed_back(
+        self, w: Tensor, feedback: Feedback, options: FitOptions, generator: Generator | None
+    ) -> dict[str, Tensor]:
+        """Find the side tensors for an encoder that feeds errors back; a wrapper calls this on what it wraps."""
+        return self.fit(w, importance=feedback.importance(tuple(w.shape)), options=options, generator=generator)
+
     def encode_fed_back(
         self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
     ) -> dict[str, Tensor]:
