@@ -11,6 +11,10 @@ from bitbook.artifact import Ledger as Ledger
 from bitbook.artifact import read as read
 from bitbook.artifact import read_ledger as read_ledger
 from bitbook.artifact import save as save
+from bitbook.feedback import ErrorFeedback as ErrorFeedback
+from bitbook.feedback import FeedbackOptions as FeedbackOptions
+from bitbook.feedback import FeedbackReport as FeedbackReport
+from bitbook.importance import second_moments as second_moments
 from bitbook.inputs import calibrate as calibrate
 from bitbook.loop import Training as Training
 from bitbook.loop import evaluate as evaluate

@@ -9,14 +9,16 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor, nn
 
 from bitbook.artifact import Artifact, QuantizedInput, read
+from bitbook.calibrate import encode_calibrated_
 from bitbook.errors import ModelMismatch, PlanError, WeightError
+from bitbook.feedback import FeedbackOptions, FeedbackReport
 from bitbook.inputs import CALIBRATION_EXAMPLES, CHILD, InputQuantizer, calibrate, put_before, take_away
 from bitbook.loop import Training, run_epochs
 from bitbook.plan import Plan
@@ -194,6 +196,9 @@ def compress(
     training: Training | None = None,
     options: FitOptions = FitOptions(),
     regime: Regime = Regime(),
+    calibration: Tensor | None = None,
+    feedback: FeedbackOptions = FeedbackOptions(),
+    after_tensor: Callable[[str, FeedbackReport | str], None] | None = None,
     seed: int = 0,
 ) -> Artifact:
     """Compress a copy of `model` by `plan`; `save` writes the result, and `model` stays as it is.
@@ -205,12 +210,20 @@ def compress(
         training: quantization-aware training on `data` after the fit; None: none.
         options: how side tensors are found.
         regime: what moves during training.
+        calibration: inputs of the model, a few hundred; weights are then encoded with error feedback, which lowers the
+            error of each layer's outputs on such inputs.  Not together with training.
+        feedback: how errors are fed back.
+        after_tensor: called with each tensor's name and what error feedback did for it, or why it did not.
         seed: of k-means seeding and of the order of training examples.
 
     Raises `PlanError` where plan and model do not fit, or data are needed and missing.
     """
     model = copy.deepcopy(model)
     generator = Generator().manual_seed(seed)
+    if calibration is not None:
+        if training is not None:
+            raise PlanError("training learns to live with rounding as it is; pass calibration or training, not both")
+        return _compress_calibrated(model, plan, calibration, data, feedback, options, after_tensor, generator)
     quantize_(model, plan, options=options, regime=regime, generator=generator)
     needs_ranges = [a for a in plan.inputs.values() if a is not None and a.range == "calibrated"]
     if data is None and (training is not None or needs_ranges):
@@ -221,6 +234,40 @@ def compress(
     if training is not None and data is not None:
         run_epochs(model, *data, training, generator=generator)
     return freeze(model)
+
+
+def _compress_calibrated(
+    model: nn.Module,
+    plan: Plan,
+    calibration: Tensor,
+    data: tuple[Tensor, Tensor] | None,
+    feedback: FeedbackOptions,
+    options: FitOptions,
+    after_tensor: Callable[[str, FeedbackReport | str], None] | None,
+    generator: Generator,
+) -> Artifact:
+    """Input ranges first, so that weights are encoded for inputs as they will be."""
+    shared = list(_parameters(model))
+    asked = plan.recipes([place.name for places in shared for place in places])
+    recipes = {}
+    for places in shared:
+        recipe = _one_recipe({place.name: asked[place.name] for place in places if plan.names(place.name)})
+        if recipe is not None:
+            recipes[places[0].name] = recipe
+    quantize_(model, Plan(inputs=plan.inputs))
+    if any(a is not None and a.range == "calibrated" for a in plan.inputs.values()):
+        calibrate(model, [calibration if data is None else data[0][:CALIBRATION_EXAMPLES]])
+    encoded = encode_calibrated_(
+        model,
+        recipes,
+        [calibration],
+        feedback=feedback,
+        options=options,
+        generator=generator,
+        after_tensor=after_tensor,
+    )
+    artifact = freeze(model)
+    return replace(artifact, tensors={name: encoded.get(name, tensor) for name, tensor in artifact.tensors.items()})
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Shaped
 from torch import Tensor
@@ -107,6 +108,12 @@ class Grid:
             return self.untile(blocks.reshape(self.R, self.r, self.C, self.c), shape)
         tiles = blocks.reshape(self.R, self.C, self.r, self.c).transpose(1, 2)  # (R, r, C, c)
         return self.untile(tiles, shape)
+
+    def columns(self, values: Shaped[Tensor, "R C *rest"], start: int, stop: int) -> Shaped[Tensor, "R c *rest"]:
+        """Values of blocks as values of the columns from `start` to `stop`, each a column of blocks of its own."""
+        if self.C == 1 and stop - start == 1:
+            return values
+        return values[:, torch.arange(start, stop, device=values.device) // self.c]
 
     def mean(self, w: Tensor) -> Shaped[Tensor, "R C"]:
         """The mean over each block's real (unpadded) elements."""

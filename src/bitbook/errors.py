@@ -14,6 +14,10 @@ class PlanError(BitbookError, ValueError):
     """A recipe, a plan or an option does not fit what it is applied to."""
 
 
+class NoFeedback(PlanError):
+    """A recipe encodes all columns of its tensor together, so that no error can be fed back from one to another."""
+
+
 class WeightError(BitbookError, ValueError):
     """A tensor holds values that cannot be quantized, such as NaN or infinity."""
 

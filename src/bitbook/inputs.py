@@ -145,7 +145,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         quantizer.collecting = True
     try:
         with torch.no_grad():
-            for batch in _regroup(batches, CALIBRATION_BATCH):
+            for batch in regroup(batches, CALIBRATION_BATCH):
                 model(batch)
     finally:
         for quantizer in found:
@@ -156,7 +156,8 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         quantizer._check_seen()
 
 
-def _regroup(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+def regroup(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The same examples in batches of `size`, the last one smaller."""
     held: list[Tensor] = []
     for batch in batches:
         held.append(batch)

@@ -12,16 +12,18 @@ A `Quantizer` is a recipe: a frozen dataclass that owns no tensors and holds onl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
+from jaxtyping import Float64 as F64
 from jaxtyping import Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import Shape
-from bitbook.errors import PlanError, WeightError
+from bitbook.columns import Feedback, Parts
+from bitbook.errors import NoFeedback, PlanError, WeightError
 
 Range = Literal["minmax", "absmax", "mse", "mean", "lsq"]
 LARGEST_CODE = 2**31 - 1
@@ -80,6 +82,10 @@ class CodeBits(Protocol):
 
     def __call__(self, codes: Tensor) -> Tensor:
         """Bits of each of `codes`, on the stream's grid, up to a number that is the same for all codes in a place."""
+        ...
+
+    def columns(self, start: int, stop: int) -> CodeBits:
+        """The same for a part of the grid: its columns from `start` to `stop`."""
         ...
 
 
@@ -162,6 +168,56 @@ class Quantizer(ABC):
         """The side tensors that suit these codes best, in squared error weighed by `importance`; default: unchanged."""
         return side
 
+    # -- what an encoder does that goes from column to column (columns.py) ---------------------
+    def columns(self, shape: Shape) -> int:
+        """How many adjacent columns a code stands for: columns that are encoded together.  Default: one."""
+        return 1
+
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        """The columns from `start` to `stop` as a tensor of their own: the recipe and side tensors that encode it alike.
+
+        Raises `NoFeedback` where columns are not encoded apart, which is the default.
+        """
+        raise NoFeedback(
+            f"{self!r} encodes all columns together, so that no error can be fed back; encode it plainly, or use "
+            f"blocks of fewer columns"
+        )
+
+    def encode_part(
+        self, w: Tensor, side: Mapping[str, Tensor], metric: F64[Tensor, "groups c c"], price: Price | None = None
+    ) -> dict[str, Tensor]:
+        """The codes of a part with the least `e M eᵀ` of each row's error (plus λ · bits); M is its group's metric.
+
+        The default weighs squared errors by the metric's diagonal, which is all where a code is one column.
+        """
+        if price is None and metric.numel() == 1:
+            return self.encode(w, side)
+        weights = metric.diagonal(dim1=1, dim2=2)
+        if price is None:  # only ratios matter; so equal weights are exactly one
+            weights = weights / weights.mean()
+        importance = weights.float().repeat_interleave(len(w) // len(metric), 0)
+        if price is None:
+            return self.encode(w, side, importance=importance)
+        return self.encode_priced(w, side, price, importance=importance)
+
+    def fit_fed_back(
+        self, w: Tensor, feedback: Feedback, options: FitOptions, generator: Generator | None
+    ) -> dict[str, Tensor]:
+        """Find the side tensors for an encoder that feeds errors back; a wrapper calls this on what it wraps."""
+        return self.fit(w, importance=feedback.importance(tuple(w.shape)), options=options, generator=generator)
+
+    def encode_fed_back(
+        self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
+    ) -> dict[str, Tensor]:
+        """The codes for `w`, each column's error fed back into columns that follow (plus λ · bits).
+
+        A wrapper calls this on what it wraps, with the tensor that this encodes and `feedback.mapped`.
+        Raises `NoFeedback` where all columns are encoded together.
+        """
+        return feedback.encode(w, Parts(self, tuple(w.shape), side, price))
+
     def without_unused(self, quantized: Quantized) -> Quantized:
         """The same tensor, bit for bit, without side values that no code stands for; default: unchanged."""
         return quantized
@@ -242,32 +298,63 @@ def assemble(recipe: Quantizer, shape: Shape, codes: Iterator[Tensor]) -> Quanti
     return Quantized(recipe, shape, {spec.name: next(codes) for spec in recipe.layout(shape)}, side)
 
 
+class Encoder(Protocol):
+    """A strategy by which side tensors and codes are chosen; the file does not say which it was."""
+
+    def quantize(
+        self,
+        recipe: Quantizer,
+        w: Tensor,
+        *,
+        importance: Tensor | None,
+        options: FitOptions,
+        generator: Generator | None,
+    ) -> Quantized:
+        """What `quantize` returns, for a tensor that was checked."""
+        ...
+
+
 def quantize(
     recipe: Quantizer,
     w: Tensor,
     *,
+    encoder: Encoder | None = None,
     importance: Tensor | None = None,
     options: FitOptions = FitOptions(),
     generator: Generator | None = None,
 ) -> Quantized:
     """Fit and encode one tensor: written once for every method.
 
-    `encode` sees the side tensors exactly as the file will give them back.
+    `encode` sees the side tensors exactly as the file will give them back.  An `encoder`, such as `ErrorFeedback`,
+    chooses side tensors and codes by another measure than each weight's own error.
 
     Raises:
-        PlanError: the recipe does not fit the shape.
+        PlanError: the recipe does not fit the shape, or not the encoder.
         WeightError: `w` (or a side tensor fitted to it) holds NaN or infinity.
     """
     w = checked(w)
-    shape = tuple(w.shape)
-    recipe = recipe.resolve(shape)
+    if encoder is not None:
+        return encoder.quantize(recipe, w, importance=importance, options=options, generator=generator)
+    recipe = recipe.resolve(tuple(w.shape))
     fitted = recipe.fit(w, importance=importance, options=options, generator=generator)
+    return encode_fitted(recipe, w, fitted, options, lambda r, side: r.encode(w, side, importance=importance))
+
+
+def encode_fitted(
+    recipe: Quantizer,
+    w: Tensor,
+    fitted: Mapping[str, Tensor],
+    options: FitOptions,
+    encode: Callable[[Quantizer, Mapping[str, Tensor]], dict[str, Tensor]],
+) -> Quantized:
+    """Store side tensors as they were fitted, and encode `w` beside what comes back of them."""
+    shape = tuple(w.shape)
     recipe = recipe.resolve(shape, fitted)
     side = {
         name: quantize_side(child.recipe, fitted[name], recipe.child_options(options))
         for name, child in recipe.children(shape).items()
     }
-    codes = recipe.encode(w, {name: q.decode() for name, q in side.items()}, importance=importance)
+    codes = encode(recipe, {name: q.decode() for name, q in side.items()})
     return Quantized(with_children(recipe.decoder(), {n: q.recipe for n, q in side.items()}), shape, codes, side)
 
 

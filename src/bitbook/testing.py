@@ -27,11 +27,12 @@ from torch import Generator, Tensor, nn
 
 import bitbook
 from bitbook.artifact import Artifact, from_bytes, to_bytes
-from bitbook.blocks import Grid, Shape
+from bitbook.blocks import Grid, Shape, matrix_shape
 from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
 from bitbook.coding.fixed import Fixed, packed_size
-from bitbook.errors import CorruptArtifact, PlanError, WeightError
+from bitbook.errors import CorruptArtifact, NoFeedback, PlanError, WeightError
+from bitbook.feedback import ErrorFeedback
 from bitbook.plan import recipe_from_json, recipe_to_json
 from bitbook.qat import FakeQuantize, Regime
 from bitbook.quantizer import (
@@ -125,6 +126,7 @@ def check_tensor(
         doubled = _quantize(recipe, 2 * w, options)
         _law(torch.equal(doubled.decode(), 2 * decoded), recipe, "twice the weights are not twice the result")
     _check_permutation(q, w)
+    _check_feedback(q, w)
     return q
 
 
@@ -277,7 +279,7 @@ def _check_permutation(q: Quantized, w: Tensor) -> None:
     for name, stored in q.side.items():
         value = stored.decode()
         # A codebook of as many codewords as rows of blocks has that shape, too, but belongs to no block.
-        owned = name != "centroids" and value.numel() > 1 and tuple(value.shape) == (grid.R, grid.C)
+        owned = name not in ("centroids", "points") and value.numel() > 1 and tuple(value.shape) == (grid.R, grid.C)
         side[name] = value.reshape(-1)[order].reshape(value.shape) if owned else value
         if name == "points" and len(value) == len(order):  # a row for each block
             side[name] = value[order]
@@ -285,6 +287,22 @@ def _check_permutation(q: Quantized, w: Tensor) -> None:
     result = q.recipe.decode(q.recipe.encode(permuted, side), side, q.shape)
     expected = grid.join(grid.split(q.decode())[order], q.shape)
     _law(torch.equal(result, expected), q.recipe, "permuting blocks does not permute the result")
+
+
+def _check_feedback(q: Quantized, w: Tensor) -> None:
+    """Part by part, without an error that tells anything of the next part, codes are those of `encode`."""
+    side = {name: stored.decode() for name, stored in q.side.items()}
+    w = w.float()
+    independent = ErrorFeedback(torch.eye(matrix_shape(q.shape)[1]))
+    try:
+        codes = q.recipe.encode_fed_back(w, side, independent)
+    except NoFeedback:
+        return
+    plain = q.recipe.encode(w, side)
+    same = codes.keys() == plain.keys() and all(torch.equal(codes[name], plain[name]) for name in plain)
+    _law(same, q.recipe, "encoded part by part, it has other codes (see Quantizer.part)")
+    types = all(codes[name].dtype == plain[name].dtype for name in plain)
+    _law(types, q.recipe, "encoded part by part, its codes have another type")
 
 
 def _check_refusals(recipe: Quantizer, w: Tensor, options: FitOptions) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Generator, Tensor
 
-from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, quantize, quantize_side
+from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, checked, quantize, quantize_side
 from bitbook.rate.rates import fit_rates
+
+if TYPE_CHECKING:
+    from bitbook.feedback import ErrorFeedback
 
 
 def quantize_priced(
@@ -16,6 +20,7 @@ def quantize_priced(
     w: Tensor,
     lam: float,
     *,
+    encoder: ErrorFeedback | None = None,
     importance: Tensor | None = None,
     options: FitOptions = FitOptions(),
     generator: Generator | None = None,
@@ -25,35 +30,62 @@ def quantize_priced(
 
     Codes are chosen under the rates of the codes before them, and counted anew: entropy-constrained scalar and vector
     quantization (Chou, Lookabaugh & Gray 1989).  After each pass, reconstruction points move to the means of what they
-    stand for.  The best of `rounds` passes is kept, by the same sum.  Raises as `quantize`, and `PlanError` where
-    a recipe's codes leave no choice.
+    stand for.  The best of `rounds` passes is kept, by the same sum.  With `encoder`, the error is that of the layer's
+    outputs, and fed back from column to column.  Raises as `quantize`, and `PlanError` where a recipe's codes leave no
+    choice.
     """
+    if encoder is not None:
+        return encoder.quantize_priced(
+            recipe, checked(w), lam, importance=importance, options=options, generator=generator, rounds=rounds
+        )
     found = quantize(recipe, w, importance=importance, options=options, generator=generator)
     if not lam:
         return found
     w = w.detach().float()
+
+    def error(found: Quantized) -> float:
+        error = (found.decode() - w).square()
+        return float((error if importance is None else importance * error).sum())
+
+    def encode(recipe: Quantizer, side: Mapping[str, Tensor], price: Price) -> dict[str, Tensor]:
+        return recipe.encode_priced(w, side, price, importance=importance)
+
+    def recentre(found: Quantized) -> Quantized:
+        return _recentred(found, w, importance, options)
+
+    return settled(found, lam, rounds, error, encode, recentre)
+
+
+def settled(
+    found: Quantized,
+    lam: float,
+    rounds: int,
+    error: Callable[[Quantized], float],
+    encode: Callable[[Quantizer, Mapping[str, Tensor], Price], dict[str, Tensor]],
+    recentre: Callable[[Quantized], Quantized] = lambda found: found,
+) -> Quantized:
+    """Count, suit the side tensors to the codes, and encode in turn; what has the least `error` plus `lam` · bits."""
     (spec,) = found.recipe.layout(found.shape)
     best, least = found, float("inf")
     for _ in range(rounds):
         rates = fit_rates(spec, found.codes[spec.name])
-        found = replace(found, side=_recentred(found, w, importance, options))
-        error = (found.decode() - w).square()
-        cost = float((error if importance is None else importance * error).sum()) + lam * rates.bits
+        found = recentre(found)
+        cost = error(found) + lam * rates.bits
         if cost < least:
             best, least = found, cost
         side = {name: stored.decode() for name, stored in found.side.items()}
-        price = Price(lam, {spec.name: rates})
-        found = replace(found, codes=found.recipe.encode_priced(w, side, price, importance=importance))
+        found = replace(found, codes=encode(found.recipe, side, Price(lam, {spec.name: rates})))
     return best
 
 
-def _recentred(found: Quantized, w: Tensor, importance: Tensor | None, options: FitOptions) -> Mapping[str, Quantized]:
-    """The side tensors that suit the codes best, stored as before."""
+def _recentred(found: Quantized, w: Tensor, importance: Tensor | None, options: FitOptions) -> Quantized:
+    """The same with the side tensors that suit its codes best, stored as before."""
     before = {name: stored.decode() for name, stored in found.side.items()}
     moved = found.recipe.recentre(w, found.codes, before, importance=importance)
-    return {
+    side = {
         name: stored
         if moved[name] is before[name]
         else quantize_side(stored.recipe, moved[name], found.recipe.child_options(options))
         for name, stored in found.side.items()
     }
+    return replace(found, side=side)

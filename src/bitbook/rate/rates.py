@@ -51,6 +51,13 @@ class Rates:
         """Bits of each symbol, where codes have no order."""
         return self.table if self.nonzero is None else None
 
+    def columns(self, start: int, stop: int) -> Rates:
+        """The same for a part of the grid."""
+        if self.nonzero is None:
+            return self
+        nonzero = self.nonzero[:, start:stop]
+        return replace(self, spec=self.spec._replace(grid=tuple(nonzero.shape)), nonzero=nonzero)
+
     def rises(self, count: int) -> Float[Tensor, " count"]:
         """Bits from the magnitude 1 to 2, from 2 to 3, and so on: `count` of them, never negative."""
         own = self.table.diff()[:count]
@@ -77,6 +84,10 @@ class LevelRates:
         beyond = (size - last).clamp_min(0)
         beyond = beyond + beyond % 2  # whole steps of two, to the table's last of that parity
         return self.table[size - beyond] + self.slope * (beyond // 2)
+
+    def columns(self, start: int, stop: int) -> LevelRates:
+        """The same: places make no difference."""
+        return self
 
 
 def fit_level_rates(spec: StreamSpec, codes: Int[Tensor, "rows cols"]) -> LevelRates:

@@ -13,11 +13,13 @@ from jaxtyping import Float64, Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
+from bitbook.columns import Feedback
 from bitbook.errors import PlanError
 from bitbook.quantizer import LARGEST_CODE, Child, FitOptions, Price, Quantizer, StreamSpec
 from bitbook.scalar import ladder
 from bitbook.scalar.leaves import Float
 from bitbook.scalar.priced import cheapest
+from bitbook.scalar.sweep import Sweep
 
 _RMS_PER_STEP = 0.5  # of a step that the caller does not choose
 _MOST_ROUNDS = 10  # of Lloyd's iteration over the reconstruction points; it converges in a few
@@ -76,6 +78,30 @@ class ECSQ(Quantizer):
             step = _RMS_PER_STEP * grid.mean(w.square()).sqrt().reshape(-1, 1)
         else:
             step = torch.full((grid.R * grid.C, 1), options.step)
+        return self._fit_from(step, w, importance, options)
+
+    def fit_fed_back(
+        self, w: Tensor, feedback: Feedback, options: FitOptions, generator: Generator | None
+    ) -> dict[str, Tensor]:
+        """Blocks of columns get steps in proportion to `1 / R_kk`, so that all add alike to the outputs' error.
+
+        That is reverse waterfilling at high rate: where a bit lowers a column's error by the same amount everywhere.
+        """
+        shape = tuple(w.shape)
+        grid = Grid.of(shape, self.block, pad=self.pad)
+        if grid.C == 1:
+            return super().fit_fed_back(w, feedback, options, generator)
+        remaining = grid.mean(feedback.remaining(shape)).reshape(-1, 1).clamp_min(1e-12)
+        if options.step is None:  # as many bits as steps for the whole would take, hence the geometric mean
+            remaining = remaining / remaining.log().mean().exp()
+        step = _RMS_PER_STEP * w.square().mean().sqrt() if options.step is None else options.step
+        return self._fit_from(step / remaining.sqrt(), w, feedback.importance(shape), options)
+
+    def _fit_from(
+        self, step: F32[Tensor, "blocks 1"], w: Tensor, importance: Tensor | None, options: FitOptions
+    ) -> dict[str, Tensor]:
+        """Points from each block's step: the step's multiples, moved by Lloyd's iteration if there are several."""
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
         points = step * torch.arange(1, self.size + 1)
         if self.size == 1:
             return {"points": points}
@@ -117,6 +143,21 @@ class ECSQ(Quantizer):
         signed = grid.split(codes["codes"])
         value = point_values(signed.abs(), side["points"])
         return grid.join(torch.where(signed < 0, -value, value), shape)
+
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        grid = Grid.of(shape, self.block, pad=True)
+        points = grid.columns(side["points"].reshape(grid.R, grid.C, self.size), start, stop)
+        return replace(self, block=(self.block[0], 1)), {"points": points.reshape(-1, self.size)}
+
+    def encode_fed_back(
+        self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
+    ) -> dict[str, Tensor]:
+        if not Sweep.serves(w, price):
+            return super().encode_fed_back(w, side, feedback, price)
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        return feedback.encode(w, Sweep(grid, side["points"], None, self.dead_zone, price))
 
     def ladder(self, side: Mapping[str, Tensor]) -> Tensor:
         return side["points"]

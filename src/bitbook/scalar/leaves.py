@@ -54,6 +54,11 @@ class Float(Quantizer):
         bits = codes["bits"].to(torch.int64).to(integer)  # wraps to the signed pattern
         return bits.view(floating).float().reshape(shape)
 
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        return self, side
+
     def surrogate(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Tensor:
         if self.dtype == "float32":
             return w
@@ -79,3 +84,8 @@ class Integer(Quantizer):
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         return codes["codes"].float().reshape(shape)
+
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        return self, side

@@ -13,7 +13,7 @@ from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
 from bitbook.errors import PlanError
 from bitbook.quantizer import Child, FitOptions, Quantizer, StraightThrough, StreamSpec
 from bitbook.scalar.leaves import Float
-from bitbook.scalar.uniform import SMALLEST_SCALE, extremes, masked
+from bitbook.scalar.uniform import SMALLEST_SCALE, extremes, masked, part_of_levels
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,6 +80,11 @@ class Binary(Quantizer):
         grid = Grid.of(shape, self.block, pad=self.pad)
         signs = grid.tiles(codes["codes"].float() * 2 - 1)
         return grid.untile(signs * side["scale"][:, None, :, None], shape)
+
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        return part_of_levels(self, self.block, shape, side, start, stop)
 
     def surrogate(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Tensor:
         clipped = options.range in (None, "mean")
@@ -169,6 +174,11 @@ class Ternary(Quantizer):
         grid = Grid.of(shape, self.block, pad=self.pad)
         levels = grid.tiles(codes["codes"].float() - 1)
         return grid.untile(levels * side["scale"][:, None, :, None], shape)
+
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        return part_of_levels(self, self.block, shape, side, start, stop)
 
     def surrogate(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Tensor:
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)

@@ -10,8 +10,9 @@ import torch
 from torch import Generator, Tensor
 
 from bitbook.blocks import Shape, matrix_shape
+from bitbook.columns import Feedback
 from bitbook.errors import CorruptArtifact, PlanError
-from bitbook.quantizer import Child, FitOptions, Quantizer, StreamSpec, quantize_side
+from bitbook.quantizer import Child, FitOptions, Price, Quantizer, StreamSpec, quantize_side
 from bitbook.scalar.leaves import Float
 
 
@@ -74,6 +75,14 @@ class Pruned(Quantizer):
 
     def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         return {"mask": self._kept(w, importance)}
+
+    def encode_fed_back(
+        self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
+    ) -> dict[str, Tensor]:
+        """The mask, which is fixed first; kept values make up for the others as the encoder fits them anew."""
+        if price is not None:
+            return self.encode_priced(w, side, price)
+        return self.encode(w, side, importance=feedback.importance(tuple(w.shape)))
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         values = side["values"]

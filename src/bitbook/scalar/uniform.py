@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
+from bitbook.columns import Feedback
 from bitbook.errors import PlanError
 from bitbook.quantizer import Child, FitOptions, Price, Quantizer, Range, StreamSpec, code_dtype
 from bitbook.scalar import kernels
 from bitbook.scalar.leaves import Float, Integer
 from bitbook.scalar.priced import cheapest
+from bitbook.scalar.sweep import Sweep
 
 SMALLEST_SCALE = 1e-8
 """Floor of every fitted scale: a constant tensor has no range to divide by."""
@@ -156,6 +158,19 @@ class Uniform(Quantizer):
         steps = grid.tiles(codes["codes"].float()) - (self.q_max if zero is None else zero)
         return grid.untile(steps * scale, shape)
 
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        return part_of_levels(self, self.block, shape, side, start, stop)
+
+    def encode_fed_back(
+        self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
+    ) -> dict[str, Tensor]:
+        if not self.symmetric or not Sweep.serves(w, price):
+            return super().encode_fed_back(w, side, feedback, price)
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        return feedback.encode(w, Sweep(grid, side["scale"].reshape(-1, 1), self.q_max, None, price))
+
     def ladder(self, side: Mapping[str, Tensor]) -> Tensor | None:
         if not self.symmetric:  # zero may be anywhere
             return None
@@ -173,6 +188,15 @@ class Uniform(Quantizer):
     def _limits(self) -> tuple[int, int]:
         """Least and largest step before a zero point is taken off."""
         return (-self.q_max, self.q_max) if self.symmetric else (0, self.alphabet - 1)
+
+
+def part_of_levels(
+    recipe: Quantizer, block: Block, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+) -> tuple[Quantizer, Mapping[str, Tensor]]:
+    """`Quantizer.part` where every side tensor is one value for each block: columns become blocks of their own."""
+    grid = Grid.of(shape, block, pad=True)
+    own = replace(recipe, block=(block[0], 1))  # type: ignore[call-arg]
+    return own, {name: grid.columns(value, start, stop) for name, value in side.items()}
 
 
 def _fake_uniform(w: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:

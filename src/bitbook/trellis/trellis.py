@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float as F32
+from jaxtyping import Float64 as F64
 from jaxtyping import Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
+from bitbook.columns import ColumnEncoder, Feedback
 from bitbook.errors import PlanError
 from bitbook.quantizer import Child, FitOptions, Price, Quantizer, StreamSpec
 from bitbook.rate.rates import LevelRates
@@ -98,6 +100,11 @@ class Trellis(Quantizer):
     ) -> dict[str, Tensor]:
         return {"codes": self._path(w, side["points"], importance, price)}
 
+    def encode_fed_back(
+        self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
+    ) -> dict[str, Tensor]:
+        return feedback.encode(w, _Columns(self, tuple(w.shape), side["points"], price))
+
     def recentre(
         self, w: Tensor, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], *, importance: Tensor | None = None
     ) -> Mapping[str, Tensor]:
@@ -122,25 +129,59 @@ class Trellis(Quantizer):
         self, w: Tensor, points: F32[Tensor, "blocks size"], importance: Tensor | None, price: Price | None
     ) -> Int[Tensor, "cols rows"]:
         grid = self._grid(tuple(w.shape))
-        rates = price.bits["codes"] if price is not None else None
-        assert rates is None or isinstance(rates, LevelRates)
-        ladder = Ladder(
-            points.detach().cpu().numpy(),
-            np.zeros(2) if rates is None else rates.table.numpy(),
-            0.0 if rates is None else rates.slope,
-            0.0 if price is None else price.lam,
-        )
-        codes, _ = best_path(w.numel(), ladder_costs(*in_path_order(w, importance, grid), ladder), self.states)
+        costs = ladder_costs(*in_path_order(w, importance, grid), _ladder(points, price))
+        codes, _ = best_path(w.numel(), costs, self.states)
         return torch.from_numpy(codes).reshape(grid.cols, grid.rows).to(w.device)
+
+
+def _ladder(points: F32[Tensor, "blocks size"], price: Price | None) -> Ladder:
+    points_array = points.detach().cpu().numpy()
+    if price is None:
+        return Ladder(points_array, np.zeros(2), 0.0, 0.0)
+    rates = price.bits["codes"]
+    assert isinstance(rates, LevelRates)  # the stream has a machine
+    return Ladder(points_array, rates.table.numpy(), rates.slope, price.lam)
+
+
+class _Columns(ColumnEncoder):
+    """The path down one column after the other, each from the state in which the one before ended."""
+
+    width = 1
+    ordered = True
+
+    def __init__(self, recipe: Trellis, shape: Shape, points: F32[Tensor, "blocks size"], price: Price | None) -> None:
+        self.recipe, self.shape, self.points, self.price = recipe, shape, points, price
+        grid = Grid.of(shape, recipe.block, pad=recipe.pad)
+        self._blocks = _block_numbers(grid)
+        self._ladder, self._state = _ladder(points, price), 0
+        self._chosen: list[Tensor] = []
+
+    def choose(
+        self, target: F32[Tensor, "rows 1"], start: int, metric: F64[Tensor, "groups 1 1"]
+    ) -> F32[Tensor, "rows 1"]:
+        weights = metric.flatten() if self.price is not None else (metric / metric.mean()).flatten()
+        weights = weights.repeat_interleave(len(target) // len(metric))
+        blocks = self._blocks[:, start]
+        costs = ladder_costs(target[:, 0].numpy(), weights.numpy(), blocks.numpy(), self._ladder)
+        codes, self._state = best_path(len(target), costs, self.recipe.states, self._state)
+        chosen = torch.from_numpy(codes)
+        self._chosen.append(chosen)
+        return _valued(chosen[:, None], self.points[blocks])
+
+    def codes(self) -> dict[str, Tensor]:
+        return {"codes": torch.stack(self._chosen)}
+
+
+def _block_numbers(grid: Grid) -> Int[Tensor, "rows cols"]:
+    """Of each element, the number of its block."""
+    return grid.join(torch.arange(grid.R * grid.C)[:, None].expand(-1, grid.r * grid.c), (grid.rows, grid.cols))
 
 
 def in_path_order(w: Tensor, importance: Tensor | None, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, the importance of each and the number of its block, column after column."""
-    shape = grid.rows, grid.cols
-    blocks = torch.arange(grid.R * grid.C)[:, None].expand(-1, grid.r * grid.c)
     weight = torch.ones_like(w) if importance is None else importance
-    values = w.detach(), weight, grid.join(blocks, shape)
-    ordered = [value.reshape(shape).T.reshape(-1).cpu().numpy() for value in values]
+    values = w.detach(), weight, _block_numbers(grid)
+    ordered = [value.reshape(grid.rows, grid.cols).T.reshape(-1).cpu().numpy() for value in values]
     return ordered[0], ordered[1], ordered[2]
 
 

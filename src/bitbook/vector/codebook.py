@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float as F32
+from jaxtyping import Float64 as F64
 from torch import Generator, Tensor
 
 from bitbook.blocks import Block, Grid, Shape, check_block
@@ -126,6 +128,31 @@ class Codebook(Quantizer):
             labels.append((error + price.lam * bits).argmin(1))
         codes = torch.cat(labels) if labels else torch.zeros(0, dtype=torch.long)
         return {"codes": codes.to(code_dtype(self._codewords)).reshape(grid.R, grid.C)}
+
+    def columns(self, shape: Shape) -> int:
+        return Grid.of(shape, self.block, pad=self.pad).c
+
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        grid = Grid.of(shape, self.block, pad=self.pad)
+        if grid.C == 1 and grid.cols > 1:
+            return super().part(shape, side, start, stop)
+        return replace(self, block=(self.block[0], grid.c)), side
+
+    def encode_part(
+        self, w: Tensor, side: Mapping[str, Tensor], metric: F64[Tensor, "groups c c"], price: Price | None = None
+    ) -> dict[str, Tensor]:
+        """Nearest in the metric, `e M eᵀ` with all of M: plainly nearest after both were multiplied by its root."""
+        if len(metric) > 1 or w.shape[1] == 1:  # rows of a block may be of different groups
+            return super().encode_part(w, side, metric, price)
+        own = metric[0] if price is not None else metric[0] / metric[0].diagonal().mean()
+        root = torch.linalg.cholesky(own).float()
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        beyond = grid.c - len(root)  # padding, which weighs nothing
+        turned = side["centroids"].reshape(-1, grid.r, grid.c) @ F.pad(root, (0, beyond, 0, beyond))
+        turned = {"centroids": turned.reshape(side["centroids"].shape)}
+        return self.encode(w @ root, turned) if price is None else self.encode_priced(w @ root, turned, price)
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = Grid.of(shape, self.block, pad=self.pad)
