@@ -143,7 +143,7 @@ def priced_recipes(network: Network) -> Iterator[tuple[Recipe, dict[str, Any]]]:
         recipe = Recipe("priced", KINDS["scalar"], f"λ = {lam:g}", plan, fit={**first, "iterations": 0})
         yield recipe, {"lam": lam, **PRICE_TRAINING}
     # The output layer has too few blocks to share the bytes of a codeword: under a price, its classes merge.
-    undivided = dict.fromkeys([*(network.undivided or {}), network.layers.output], ECSQ(3))
+    undivided: dict[str, Quantizer] = dict.fromkeys([*(network.undivided or {}), network.layers.output], ECSQ(3))
     for size, codewords in network.books:
         stored = {"vectors": Codebook(codewords, (1, size)), "fused": Codebook(codewords, (1, size), Uniform(5))}
         for kind, codebook in stored.items():
