@@ -90,6 +90,7 @@ QUANTIZERS = [
     Case(Trellis(4, 3)),
     Case(Trellis(256, 2, (1, -1), points=Float())),
     Case(Trellis(16, 1, (3, 4), points=Uniform(8, (1, -1)))),
+    Case(Codebook(8, (1, 4), centroids=Trellis(4))),
     Case(TCQ(1)),
     Case(TCQ(3, 16, (1, -1), points=Float())),
     Case(TCQ(2, 4, (3, 4), points=Uniform(8, (1, -1)))),
