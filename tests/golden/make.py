@@ -108,7 +108,7 @@ def trellis() -> Artifact:
     return Artifact(
         {
             "many.weight": counted(Trellis(8, 2), (30, 20)),
-            "few.weight": counted(Trellis(256, 1, (1, -1)), (4, 9)),
+            "few.weight": counted(Trellis(256, 0, (1, -1)), (4, 9)),
             "fixed.weight": counted(TCQ(2), (6, 5)),
         }
     )

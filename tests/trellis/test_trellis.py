@@ -34,7 +34,7 @@ def test_levels_follow_the_columns() -> None:
     w = samples(40, 7)
     q = quantize(Trellis(8), w)
     assert q.codes["codes"].shape == (7, 40)
-    first = quantize(Trellis(8), w[:, :3], options=FitOptions(step=q.side["points"].decode().item()))
+    first = quantize(Trellis(8), w[:, :3], options=FitOptions(step=q.side["step"].decode().item()))
     assert torch.equal(first.codes["codes"][:2], q.codes["codes"][:2])  # the third may still prepare for the fourth
 
 
@@ -57,14 +57,24 @@ def test_points_move_to_the_means_between_two_passes() -> None:
     errors = [(q.decode() - w).square().mean().item() for q in (fixed, fitted)]
     assert errors[1] < errors[0]
     priced = quantize_priced(Trellis(8, 3, points=Float()), w, 0.3, options=options)
-    codes = priced.codes["codes"].T
-    ones = codes.abs() == 1
-    assert torch.isclose((w * codes.sign())[ones].mean(), priced.side["points"].decode()[0, 0], rtol=0.03)
+    ones = priced.codes["codes"].T == 1
+    points = priced.side["points"].decode()[0]
+    assert torch.isclose(w[ones].mean(), points[4], rtol=0.01)
+
+
+def test_a_second_zero_wins_at_low_rates_on_peaked_weights() -> None:
+    uniform = torch.rand(300, 400, generator=Generator().manual_seed(1)) - 0.5
+    w = -uniform.sign() * (1 - 2 * uniform.abs()).clamp_min(1e-6).log() / 2**0.5  # Laplacian
+    bound = 0.9  # of D · 4^R; Shannon's at half a bit is 0.86
+    scalar, path = distance(ECSQ(3), w, 0.65, 1.4), distance(Trellis(8, 3), w, 0.65, 0.95)
+    assert bound < path < 0.96 < scalar
+    points = quantize_priced(Trellis(8, 3), w, 0.65, options=FitOptions(step=0.95)).side["points"].decode()[0]
+    assert points[4] < 0.4 and points[2] < -1.4  # levels 1 and -1
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"states": 9}, "4, 8, 16, 32, 64, 128, 256"),
-    ({"size": 0}, "1 to 255"),
+    ({"size": -1}, "0 to 127"),
     ({"block": (0, 1)}, "block"),
 ])  # fmt: skip
 def test_refusals(arguments: dict, message: str) -> None:  # type: ignore[type-arg]

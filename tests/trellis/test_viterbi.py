@@ -11,23 +11,22 @@ from bitbook.trellis import viterbi
 from bitbook.trellis.machine import SIZES, next_states, previous
 from bitbook.trellis.viterbi import Ladder, best_path, ladder_costs, table_costs, walk
 
-PRICED = Ladder(np.array([[0.8, 1.7]]), np.array([0.4, 1.3, 3.0, 2.8]), 2.0, 0.3)
-FREE = Ladder(np.array([[0.8, 1.7]]), np.zeros(2), 0.0, 0.0)
+VALUES = np.array([-1.9, -0.7, 0.1, 0.8, 1.7])
+PRICED = Ladder(VALUES, np.array([3.1, 3.0, 1.5, 0.4, 1.3, 2.9, 2.8]), 2.0, 0.3)
+FREE = Ladder(VALUES, np.zeros(3), 0.0, 0.0)
 
 
-def value(j: int, ladder: Ladder, block: int = 0) -> float:
-    points = [0.0, *ladder.points[block]]
-    size = abs(j)
-    last = len(points) - 1
-    found = points[size] if size <= last else points[last] + (size - last) * (points[last] - points[last - 1])
-    return found if j >= 0 else -found
+def value(j: int, ladder: Ladder) -> float:
+    size = len(ladder.values) // 2
+    place = min(max(j, -size), size)
+    return ladder.values[place + size] + (j - place)
 
 
 def bits(j: int, ladder: Ladder) -> float:
-    size, steps = abs(j), 0
-    while size >= len(ladder.bits):
-        size, steps = size - 2, steps + 1
-    return float(ladder.bits[size]) + steps * ladder.slope
+    most, steps = len(ladder.bits) // 2, 0
+    while abs(j) > most:
+        j, steps = (j - 2 if j > 0 else j + 2), steps + 1
+    return float(ladder.bits[j + most]) + steps * ladder.slope
 
 
 def cost(w, weight, path, ladder: Ladder) -> float:  # type: ignore[no-untyped-def]
@@ -46,7 +45,7 @@ def cheapest(w, weight, ladder: Ladder, states: int) -> float:  # type: ignore[n
 def test_no_path_is_better(w: list[float], states: int, priced: bool) -> None:
     ladder = PRICED if priced else FREE
     weight = np.linspace(0.5, 2, len(w))
-    path, state = best_path(len(w), ladder_costs(np.array(w), weight, np.zeros(len(w)), ladder), states)
+    path, state = best_path(len(w), ladder_costs(np.array(w), weight, ladder), states)
     assert state == walk(path, states) >= 0
     assert cost(w, weight, path, ladder) == pytest.approx(cheapest(w, weight, ladder, states), abs=1e-9)
 
@@ -54,7 +53,7 @@ def test_no_path_is_better(w: list[float], states: int, priced: bool) -> None:
 @pytest.mark.parametrize("states", SIZES)
 def test_segments_change_nothing(states: int, monkeypatch: pytest.MonkeyPatch) -> None:
     w = np.random.default_rng(0).standard_normal(3000)
-    costs = ladder_costs(w, np.ones(3000), np.zeros(3000), PRICED)
+    costs = ladder_costs(w, np.ones(3000), PRICED)
     whole = best_path(3000, costs, states)
     monkeypatch.setattr(viterbi, "_SEGMENT", 100)
     cut = best_path(3000, costs, states)
@@ -63,10 +62,10 @@ def test_segments_change_nothing(states: int, monkeypatch: pytest.MonkeyPatch) -
 
 def test_plain_python_finds_the_same() -> None:
     w = np.random.default_rng(1).laplace(size=200)
-    costs = ladder_costs(w, np.ones(200), np.zeros(200), PRICED)
+    costs = ladder_costs(w, np.ones(200), PRICED)
     expected, _ = best_path(200, costs, 8)
-    rest = PRICED.points, PRICED.bits, PRICED.slope, PRICED.lam
-    plain = viterbi._on_ladder(w, np.ones(200), np.zeros(200, int), *rest)
+    rest = PRICED.values, PRICED.bits, PRICED.slope, PRICED.lam
+    plain = viterbi._on_ladder(w, np.ones(200), *rest)
     for ours, theirs in zip(plain, costs(slice(None)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert (viterbi._search(*plain, previous(8), 0) == expected).all()
@@ -76,15 +75,15 @@ def test_plain_python_finds_the_same() -> None:
 def test_a_table_is_a_ladder_that_ends() -> None:
     w = np.random.default_rng(3).standard_normal(300)
     path, _ = best_path(300, table_costs(w, np.ones(300), np.zeros(300), np.arange(-8.0, 9.0)[None]), 8)
-    steps = Ladder(np.array([[1.0]]), np.zeros(2), 0.0, 0.0)
-    expected, _ = best_path(300, ladder_costs(w, np.ones(300), np.zeros(300), steps), 8)
+    steps = Ladder(np.zeros(1), np.zeros(3), 0.0, 0.0)
+    expected, _ = best_path(300, ladder_costs(w, np.ones(300), steps), 8)
     assert (path - 8 == expected).all()
 
 
 def test_a_path_goes_on_from_a_state() -> None:
     w = np.random.default_rng(2).standard_normal(50)
-    first, state = best_path(20, ladder_costs(w[:20], np.ones(20), np.zeros(20), FREE), 16)
-    second, end = best_path(30, ladder_costs(w[20:], np.ones(30), np.zeros(30), FREE), 16, state)
+    first, state = best_path(20, ladder_costs(w[:20], np.ones(20), FREE), 16)
+    second, end = best_path(30, ladder_costs(w[20:], np.ones(30), FREE), 16, state)
     assert walk(np.concatenate([first, second]), 16) == end
 
 

@@ -69,8 +69,8 @@ class LevelRates:
     """Bits of the levels of a trellis: those of even levels among the even ones, of odd among the odd."""
 
     spec: StreamSpec
-    table: Float[Tensor, " magnitudes"]
-    """Bits of the magnitudes from 0 on, the sign's included; an even number of them."""
+    table: Float[Tensor, " levels"]
+    """Bits of the levels from -m to m, m odd."""
     slope: float
     """Bits for each step of two beyond the table."""
     bits: float
@@ -79,11 +79,10 @@ class LevelRates:
     symbols = None
 
     def __call__(self, codes: Int[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
-        size = codes.long().abs()
-        last = len(self.table) - 1
-        beyond = (size - last).clamp_min(0)
-        beyond = beyond + beyond % 2  # whole steps of two, to the table's last of that parity
-        return self.table[size - beyond] + self.slope * (beyond // 2)
+        level = codes.long()
+        most = len(self.table) // 2
+        steps = ((level.abs() - most + 1) // 2).clamp_min(0)  # of two, beyond the table
+        return self.table[level - 2 * steps * level.sign() + most] + self.slope * steps
 
     def columns(self, start: int, stop: int) -> LevelRates:
         """The same: places make no difference."""
@@ -92,22 +91,17 @@ class LevelRates:
 
 def fit_level_rates(spec: StreamSpec, codes: Int[Tensor, "rows cols"]) -> LevelRates:
     """Count the levels of a stream with a machine; where they lie makes no difference."""
-    size = codes.long().abs().flatten()
-    largest = min(int(size.max()) if size.numel() else 0, 2 * _MOST_MAGNITUDES) | 1
-    within = size.clamp_max(largest) - ((size > largest) & (size % 2 == 0)).long()
-    counts = torch.bincount(within, minlength=largest + 1).double()
-    table = torch.empty_like(counts)
-    for parity in (0, 1):
-        own = counts[parity::2]
-        likely = own + 0.5 ** torch.arange(1, len(own) + 1, device=codes.device)
-        if parity == 0:  # a zero has no sign: an even magnitude is compared with it by each of its two levels
-            likely[1:] = torch.cummin(likely[1:], 0).values
-        else:
-            likely = torch.cummin(likely, 0).values
-        table[parity::2] = 1 - torch.log2(likely / likely.sum())
-    table[0] -= 1
-    slopes = table[-2:] - table[-4:-2] if len(table) > 4 else table.new_ones(2)
-    slope = max(float(slopes.mean()), 1.0)
+    level = codes.long().flatten()
+    size = level.abs()
+    most = min(int(size.max()) if size.numel() else 0, 2 * _MOST_MAGNITUDES) | 1
+    within = level.sign() * torch.where(size > most, most - (size - most) % 2, size)
+    counts = torch.bincount(within + most, minlength=2 * most + 1).double()
+    away = torch.arange(-most, most + 1, device=codes.device).abs()
+    likely = counts + 0.5 ** (1 + away)
+    parity = away % 2
+    total = torch.stack([likely[parity == p].sum() for p in (0, 1)])
+    table = torch.log2(total[parity]) - torch.log2(likely)
+    slope = max(float((table[-2:] - table[-4:-2]).mean()) if most > 3 else 1.0, 1.0)
     rates = LevelRates(spec, table.float(), slope, 0.0)
     return replace(rates, bits=float(rates(codes).double().sum()))
 

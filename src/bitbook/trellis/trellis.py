@@ -18,7 +18,6 @@ from bitbook.columns import ColumnEncoder, Feedback
 from bitbook.errors import PlanError
 from bitbook.quantizer import Child, FitOptions, Price, Quantizer, StreamSpec
 from bitbook.rate.rates import LevelRates
-from bitbook.scalar.ecsq import centred, point_values, recentred
 from bitbook.scalar.leaves import Float
 from bitbook.trellis.machine import SIZES
 from bitbook.trellis.viterbi import Ladder, best_path, ladder_costs
@@ -29,21 +28,26 @@ _MOST_ROUNDS = 5  # of paths and points in turn
 
 @dataclass(frozen=True, repr=False)
 class Trellis(Quantizer):
-    """Entropy-coded trellis-coded quantizer: `ECSQ`'s levels, of which every other may be used in each place.
+    """Entropy-coded trellis-coded quantizer: whole numbers without a bound, of which each place leaves every other one.
 
-    `ŵ = sign(j) · p[|j|]`, with `p[0] = 0`.  The path runs down each column and on to the next one.  In each place the
-    state of a machine says whether j is even or odd, and j says what comes next: a quantizer of twice the step whose
-    sequences reach all levels.  The encoder searches for the best path (Viterbi), under a price with the bits in its
-    metric.  At equal bits the squared error is 0.7 to 1 dB below `ECSQ`'s with 8 states, and 1.2 dB with 256, of the
-    1.53 dB that there are (Marcellin & Fischer 1990; Fischer & Wang 1992).
+    `ŵ = s · v[j]`.  The path runs down each column and on to the next one.  In each place the state of a machine says
+    whether the level j is even or odd, and j says what comes next: a quantizer of twice the step whose sequences reach
+    all levels.  The encoder searches for the best path (Viterbi), under a price with the bits in its metric.  At equal
+    bits the squared error is about 1 dB below `ECSQ`'s with 8 states, and 1.2 dB with 256, of the 1.53 dB that there
+    are (Marcellin & Fischer 1990; Fischer & Wang 1992).
 
-    Codes are the levels j; it is the coder who saves what the state already says.  `size`, `block` and `points` are
-    those of `ECSQ`.  The first step is a fit option, `step`, by default 0.35 times the root mean square.
+    Each block has a step s, stored through `step`.  The levels from `-size` to `size` have reconstruction points v, in
+    steps, shared by all blocks and stored through `points`; beyond them, v goes on in whole steps, and with `size=0`
+    v[j] = j.  Points are not symmetric: the level 1 is nearly a second zero, so that zeros cost little in odd places,
+    too.  Codes are the levels; the coder saves what the state says.
+
+    The first step is a fit option, `step`, by default 0.35 times the root mean square.
     """
 
     states: int = 8
-    size: int = 1
+    size: int = 0
     block: Block = WHOLE
+    step: Quantizer = Float("bfloat16")
     points: Quantizer = Float("bfloat16")
     pad: bool = False
 
@@ -53,8 +57,8 @@ class Trellis(Quantizer):
     def __post_init__(self) -> None:
         if self.states not in SIZES:
             raise PlanError(f"Trellis(states={self.states!r}): use one of {', '.join(map(str, SIZES))}")
-        if type(self.size) is not int or not 1 <= self.size <= 255:
-            raise PlanError(f"Trellis(size={self.size!r}): use a whole number of reconstruction points from 1 to 255")
+        if type(self.size) is not int or not 0 <= self.size <= 127:
+            raise PlanError(f"Trellis(size={self.size!r}): levels with points of their own on each side, from 0 to 127")
         check_block(self.block)
 
     def layout(self, shape: Shape) -> tuple[StreamSpec, ...]:
@@ -63,7 +67,8 @@ class Trellis(Quantizer):
 
     def children(self, shape: Shape) -> Mapping[str, Child]:
         grid = self._grid(shape)
-        return {"points": Child(self.points, (grid.R * grid.C, self.size))}
+        step = {"step": Child(self.step, (grid.R, grid.C))}
+        return {**step, "points": Child(self.points, (1, 2 * self.size + 1))} if self.size else step
 
     def fit(
         self,
@@ -75,72 +80,112 @@ class Trellis(Quantizer):
     ) -> dict[str, Tensor]:
         grid = self._grid(tuple(w.shape))
         if options.step is None:
-            step = _RMS_PER_STEP * grid.mean(w.square()).sqrt().reshape(-1, 1)
+            step = _RMS_PER_STEP * grid.mean(w.square()).sqrt()
         else:
-            step = torch.full((grid.R * grid.C, 1), options.step)
-        points = step * torch.arange(1, self.size + 1)
-        if self.size == 1:
-            return {"points": points}
-        weights = torch.ones_like(w) if importance is None else importance
-        best, least = points, torch.full((len(points), 1), math.inf, dtype=torch.float64)
+            step = torch.full((grid.R, grid.C), options.step)
+        if not self.size:
+            return {"step": step}
+        points = _first_points(self.size)
+        best, least = points, math.inf
         for _ in range(min(options.iterations, _MOST_ROUNDS) + 1):
-            signed = self._split(grid, self._path(w, points, importance, None))
-            error = grid.split(w) - _valued(signed, points)
-            error = (grid.split(weights).double() * error.double().square()).sum(1, keepdim=True)
-            best, least = torch.where(error < least, points, best), torch.minimum(error, least)
-            size_w, own = (grid.split(w) * torch.sign(signed)).double(), grid.split(weights).double()
-            points = torch.cummax(centred(size_w, signed.abs(), own, points, step), 1).values
-        return {"points": best}
+            side = {"step": step, "points": points}
+            codes = self.encode(w, side, importance=importance)
+            error = (w - self.decode(codes, side, tuple(w.shape))).double().square()
+            total = float((error if importance is None else importance * error).sum())
+            if total < least:
+                best, least = points, total
+            points = self.recentre(w, codes, side, importance=importance)["points"]
+        return {"step": step, "points": best}
 
     def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
-        return {"codes": self._path(w, side["points"], importance, None)}
+        return {"codes": self._path(w, side, importance, None)}
 
     def encode_priced(
         self, w: Tensor, side: Mapping[str, Tensor], price: Price, *, importance: Tensor | None = None
     ) -> dict[str, Tensor]:
-        return {"codes": self._path(w, side["points"], importance, price)}
+        return {"codes": self._path(w, side, importance, price)}
 
     def encode_fed_back(
         self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
     ) -> dict[str, Tensor]:
-        return feedback.encode(w, _Columns(self, tuple(w.shape), side["points"], price))
+        return feedback.encode(w, _Columns(self, tuple(w.shape), side, price))
 
     def recentre(
         self, w: Tensor, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], *, importance: Tensor | None = None
     ) -> Mapping[str, Tensor]:
-        """Points at the means of what they stand for; with one point, the step of least squared error."""
+        """Points at the weighted means of what they stand for; without points, the steps of least squared error."""
         grid = self._grid(tuple(w.shape))
-        signed = self._split(grid, codes["codes"])
-        weights = grid.split(torch.ones_like(w) if importance is None else importance)
-        return {"points": recentred(grid.split(w) * torch.sign(signed), signed.abs(), weights, side["points"])}
+        step = self._elements(grid, side["step"]).reshape(-1).double()
+        levels = codes["codes"].T.reshape(-1).long()
+        values = w.reshape(-1).double()
+        weight = torch.ones_like(values) if importance is None else importance.reshape(-1).double()
+        if not self.size:
+            block = _block_numbers(grid).reshape(-1)
+            square = torch.zeros(grid.R * grid.C, dtype=torch.float64)
+            product = square.index_add(0, block, weight * values * levels)
+            square = square.index_add(0, block, weight * levels.square())
+            found = (product / square.clamp_min(1e-300)).reshape(grid.R, grid.C).float()
+            return {"step": torch.where((square.reshape(grid.R, grid.C) > 0) & (found > 0), found, side["step"])}
+        place = levels.clamp(-self.size, self.size)
+        beyond = (levels - place) * step
+        place = place + self.size
+        square = torch.zeros(2 * self.size + 1, dtype=torch.float64).index_add(0, place, weight * step.square())
+        product = torch.zeros_like(square).index_add(0, place, weight * step * (values - beyond))
+        found = (product / square.clamp_min(1e-300)).float()
+        points = torch.where(square > 0, found, side["points"][0])
+        return {"step": side["step"], "points": torch.cummax(points, 0).values[None]}
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = self._grid(shape)
-        return grid.join(_valued(self._split(grid, codes["codes"]), side["points"]), shape)
+        value = _values(codes["codes"].T.contiguous(), side.get("points"))
+        return (value * self._elements(grid, side["step"])).reshape(shape)
 
     def _grid(self, shape: Shape) -> Grid:
         return Grid.of(shape, self.block, pad=self.pad)
 
     @staticmethod
-    def _split(grid: Grid, codes: Int[Tensor, "cols rows"]) -> Int[Tensor, "blocks n"]:
-        return grid.split(codes.T.contiguous())
+    def _elements(grid: Grid, step: F32[Tensor, "R C"]) -> F32[Tensor, "rows cols"]:
+        """The step of each element."""
+        tiles = step[:, None, :, None].expand(grid.R, grid.r, grid.C, grid.c)
+        return grid.untile(tiles, (grid.rows, grid.cols))
 
     def _path(
-        self, w: Tensor, points: F32[Tensor, "blocks size"], importance: Tensor | None, price: Price | None
+        self, w: Tensor, side: Mapping[str, Tensor], importance: Tensor | None, price: Price | None
     ) -> Int[Tensor, "cols rows"]:
         grid = self._grid(tuple(w.shape))
-        costs = ladder_costs(*in_path_order(w, importance, grid), _ladder(points, price))
+        step = self._elements(grid, side["step"].detach())
+        weight = None if importance is None else importance.reshape(grid.rows, grid.cols)
+        costs = _costs(
+            w.detach().reshape(grid.rows, grid.cols).T, step.T, None if weight is None else weight.T, side, price
+        )
         codes, _ = best_path(w.numel(), costs, self.states)
         return torch.from_numpy(codes).reshape(grid.cols, grid.rows).to(w.device)
 
 
-def _ladder(points: F32[Tensor, "blocks size"], price: Price | None) -> Ladder:
-    points_array = points.detach().cpu().numpy()
+def _costs(w: Tensor, step: Tensor, weight: Tensor | None, side: Mapping[str, Tensor], price: Price | None):
+    """Of weights in path order, in steps, whose errors weigh the square of the step more."""
+    ladder = _ladder(side.get("points"), price)
+    scaled = torch.where(step > 0, w.double() / step.double(), 0.0)
+    weight = step.double().square() if weight is None else weight.double() * step.double().square()
+    return ladder_costs(scaled.reshape(-1).cpu().numpy(), weight.reshape(-1).cpu().numpy(), ladder)
+
+
+def _ladder(points: Tensor | None, price: Price | None) -> Ladder:
+    values = np.zeros(1) if points is None else points.detach().cpu().double().numpy()[0]
     if price is None:
-        return Ladder(points_array, np.zeros(2), 0.0, 0.0)
+        return Ladder(values, np.zeros(3), 0.0, 0.0)
     rates = price.bits["codes"]
     assert isinstance(rates, LevelRates)  # the stream has a machine
-    return Ladder(points_array, rates.table.numpy(), rates.slope, price.lam)
+    return Ladder(values, rates.table.numpy(), rates.slope, price.lam)
+
+
+def _values(levels: Int[Tensor, "rows cols"], points: F32[Tensor, "1 points"] | None) -> F32[Tensor, "rows cols"]:
+    """What levels stand for, in steps; differentiable in the points."""
+    if points is None:
+        return levels.float()
+    size = points.shape[1] // 2
+    place = levels.clamp(-size, size)
+    return points[0][(place + size).long()] + (levels - place)
 
 
 class _Columns(ColumnEncoder):
@@ -149,27 +194,37 @@ class _Columns(ColumnEncoder):
     width = 1
     ordered = True
 
-    def __init__(self, recipe: Trellis, shape: Shape, points: F32[Tensor, "blocks size"], price: Price | None) -> None:
-        self.recipe, self.shape, self.points, self.price = recipe, shape, points, price
-        grid = Grid.of(shape, recipe.block, pad=recipe.pad)
-        self._blocks = _block_numbers(grid)
-        self._ladder, self._state = _ladder(points, price), 0
+    def __init__(self, recipe: Trellis, shape: Shape, side: Mapping[str, Tensor], price: Price | None) -> None:
+        self.recipe, self.side, self.price = recipe, side, price
+        self._steps = recipe._elements(Grid.of(shape, recipe.block, pad=recipe.pad), side["step"])
+        self._state = 0
         self._chosen: list[Tensor] = []
 
     def choose(
         self, target: F32[Tensor, "rows 1"], start: int, metric: F64[Tensor, "groups 1 1"]
     ) -> F32[Tensor, "rows 1"]:
-        weights = metric.flatten() if self.price is not None else (metric / metric.mean()).flatten()
-        weights = weights.repeat_interleave(len(target) // len(metric))
-        blocks = self._blocks[:, start]
-        costs = ladder_costs(target[:, 0].numpy(), weights.numpy(), blocks.numpy(), self._ladder)
+        weights = (metric if self.price is not None else metric / metric.mean()).flatten()
+        weights = weights.repeat_interleave(len(target) // len(metric))[:, None]
+        step = self._steps[:, start : start + 1]
+        costs = _costs(target, step, weights, self.side, self.price)
         codes, self._state = best_path(len(target), costs, self.recipe.states, self._state)
-        chosen = torch.from_numpy(codes)
-        self._chosen.append(chosen)
-        return _valued(chosen[:, None], self.points[blocks])
+        self._chosen.append(torch.from_numpy(codes))
+        return _values(self._chosen[-1][:, None], self.side.get("points")) * step
 
     def codes(self) -> dict[str, Tensor]:
         return {"codes": torch.stack(self._chosen)}
+
+
+def _first_points(size: int) -> F32[Tensor, "1 points"]:
+    """Levels with two of them next to zero, where Lloyd's iteration starts.
+
+    From symmetric points it stays near them.  From here it finds others that err 4 to 6 % less on Laplacian weights
+    below one bit, and as little on Gaussian ones at any rate.
+    """
+    points = torch.arange(-size, size + 1).float()
+    points[:size] -= 0.6
+    points[size], points[size + 1] = -0.1, 0.3
+    return points[None]
 
 
 def _block_numbers(grid: Grid) -> Int[Tensor, "rows cols"]:
@@ -183,8 +238,3 @@ def in_path_order(w: Tensor, importance: Tensor | None, grid: Grid) -> tuple[np.
     values = w.detach(), weight, _block_numbers(grid)
     ordered = [value.reshape(grid.rows, grid.cols).T.reshape(-1).cpu().numpy() for value in values]
     return ordered[0], ordered[1], ordered[2]
-
-
-def _valued(signed: Int[Tensor, "blocks n"], points: F32[Tensor, "blocks size"]) -> F32[Tensor, "blocks n"]:
-    value = point_values(signed.abs(), points)
-    return torch.where(signed < 0, -value, value)

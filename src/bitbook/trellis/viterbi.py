@@ -29,10 +29,10 @@ _MOST = 1 << 30
 class Ladder:
     """What levels without a bound stand for, and what they cost."""
 
-    points: Float[np.ndarray, "blocks size"]
-    """Ascending values of the levels 1, 2, … of each block; beyond them they go on at the last distance."""
-    bits: Float[np.ndarray, " magnitudes"]
-    """Of each magnitude among those of its parity, sign included, from 0 on."""
+    values: Float[np.ndarray, " levels"]
+    """Ascending, of the levels from -k to k; beyond them they go on in ones."""
+    bits: Float[np.ndarray, " priced"]
+    """Of the levels from -m to m, each among those of its parity; m is 1 or more."""
     slope: float
     """Bits for each step of two beyond `bits`."""
     lam: float
@@ -60,17 +60,13 @@ def best_path(n: int, costs: Costs, states: int, start: int = 0) -> tuple[Int[np
     return out, state
 
 
-def ladder_costs(
-    w: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"], block: Int[np.ndarray, " n"], ladder: Ladder
-) -> Costs:
-    """Weighted squared error plus λ · bits on a ladder, in path order: weights, their importance and their blocks."""
+def ladder_costs(w: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"], ladder: Ladder) -> Costs:
+    """Weighted squared error plus λ · bits on a ladder, in path order: weights, and the importance of each."""
     w, weight = np.ascontiguousarray(w, np.float64), np.ascontiguousarray(weight, np.float64)
-    block = np.ascontiguousarray(block, np.int64)
-    points = np.ascontiguousarray(ladder.points, np.float64)
-    bits = np.ascontiguousarray(ladder.bits, np.float64)
+    values, bits = np.ascontiguousarray(ladder.values, np.float64), np.ascontiguousarray(ladder.bits, np.float64)
 
     def costs(part: slice) -> tuple[np.ndarray, np.ndarray]:
-        return _loops().on_ladder(w[part], weight[part], block[part], points, bits, ladder.slope, ladder.lam)
+        return _loops().on_ladder(w[part], weight[part], values, bits, ladder.slope, ladder.lam)
 
     return costs
 
@@ -81,7 +77,7 @@ def table_costs(
     block: Int[np.ndarray, " n"],
     values: Float[np.ndarray, "blocks levels"],
 ) -> Costs:
-    """Weighted squared error on a table of ascending values, all else as on a ladder."""
+    """Weighted squared error on a table of ascending values for each block, all in path order."""
     w, weight = np.ascontiguousarray(w, np.float64), np.ascontiguousarray(weight, np.float64)
     block, values = np.ascontiguousarray(block, np.int64), np.ascontiguousarray(values, np.float64)
 
@@ -137,40 +133,36 @@ def _states(choices, after):
     return found
 
 
-def _on_ladder(w, weight, block, points, bits, slope, lam):
-    n, size, tabled = len(w), points.shape[1], len(bits)
+def _on_ladder(w, weight, values, bits, slope, lam):
+    n, size, most = len(w), len(values) // 2, len(bits) // 2
     cost = np.full((n, 4), np.inf)
     chosen = np.zeros((n, 4), np.int32)
     for t in range(n):
-        x, p = w[t], points[block[t]]
-        last = p[size - 1]
-        distance = last - (p[size - 2] if size > 1 else 0.0)
-        size_x = abs(x)
-        nearest = 0
-        if distance > 0 and size_x > last:
-            nearest = size + int(min(np.floor((size_x - last) / distance + 0.5), _MOST))
+        x = w[t]
+        if x > values[2 * size]:
+            nearest = size + int(min(np.floor(x - values[2 * size] + 0.5), _MOST))
+        elif x < values[0]:
+            nearest = -size - int(min(np.floor(values[0] - x + 0.5), _MOST))
         else:
-            below = 0.0
-            while nearest < size and p[nearest] > 0 and size_x > (below + p[nearest]) * 0.5:
-                below = p[nearest]
+            nearest = -size
+            while nearest < size and x > (values[nearest + size] + values[nearest + size + 1]) * 0.5:
                 nearest += 1
-        if x < 0:
-            nearest = -nearest
         # A price may ask for the smallest levels of all, far from the nearest.
         first = -2 if lam > 0 and abs(nearest) > _REACH else 3
         for k in range(first, 3 + 2 * _REACH + 1):
             j = k if k < 3 else nearest - _REACH + k - 3
-            size_j = abs(j)
-            value = 0.0
-            if size_j > size:
-                value = last + (size_j - size) * distance
-            elif size_j > 0:
-                value = p[size_j - 1]
-            error = x - (value if j > 0 else -value)
+            if j > size:
+                error = x - values[2 * size] - (j - size)
+            elif j < -size:
+                error = x - values[0] - (j + size)
+            else:
+                error = x - values[j + size]
             price = error * error * weight[t]
+            size_j = abs(j)
             if lam > 0:
-                steps = max((size_j - tabled) // 2 + 1, 0)  # of two, beyond the table
-                price += lam * (bits[size_j - 2 * steps] + steps * slope)
+                steps = max((size_j - most + 1) // 2, 0)  # of two, beyond the table
+                within = j - 2 * steps if j > 0 else j + 2 * steps
+                price += lam * (bits[within + most] + steps * slope)
             d = j & 3
             if price < cost[t, d] or (price == cost[t, d] and size_j < abs(chosen[t, d])):
                 cost[t, d] = price
