@@ -12,6 +12,7 @@ from bitbook.artifact import read as read
 from bitbook.artifact import read_ledger as read_ledger
 from bitbook.artifact import save as save
 from bitbook.inputs import calibrate as calibrate
+from bitbook.lattice.lattice import Lattice as Lattice
 from bitbook.loop import Training as Training
 from bitbook.loop import evaluate as evaluate
 from bitbook.loop import run_epochs as run_epochs

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast, get_args
 
 from bitbook.errors import PlanError
+from bitbook.lattice.lattice import Lattice
 from bitbook.quantizer import Quantizer, Range
 from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.leaves import Float, Integer
@@ -24,7 +25,7 @@ from bitbook.scalar.uniform import Uniform
 from bitbook.vector.codebook import Codebook
 
 KINDS: Mapping[str, type[Quantizer]] = {
-    kind.__name__: kind for kind in (Float, Integer, Uniform, Binary, Ternary, Pruned, Codebook, ECSQ)
+    kind.__name__: kind for kind in (Float, Integer, Uniform, Binary, Ternary, Pruned, Codebook, ECSQ, Lattice)
 }
 """Every quantizer that a plan or a file can name."""
 

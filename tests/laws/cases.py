@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from bitbook import ECSQ, Binary, Codebook, FitOptions, Float, Integer, Pruned, Quantizer, Ternary, Uniform
+from bitbook import ECSQ, Binary, Codebook, FitOptions, Float, Integer, Lattice, Pruned, Quantizer, Ternary, Uniform
 from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
 from bitbook.coding.context import Context
@@ -73,6 +73,10 @@ QUANTIZERS = [
     Case(ECSQ(1, (1, -1))),
     Case(ECSQ(2, (3, 4), points=Uniform(8, (1, -1)))),
     Case(Uniform(4, (1, 4), scale=ECSQ())),
+    Case(Lattice("D4")),
+    Case(Lattice("D4", (3, 8), scale=Uniform(8))),
+    Case(Lattice("E8")),
+    Case(Lattice("E8", (1, -1), scale=Float())),
 ]
 
 LADDERS: list[list[Quantizer]] = [
