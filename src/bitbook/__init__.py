@@ -12,6 +12,7 @@ from bitbook.artifact import read as read
 from bitbook.artifact import read_ledger as read_ledger
 from bitbook.artifact import save as save
 from bitbook.inputs import calibrate as calibrate
+from bitbook.lattice.e8p import E8P as E8P
 from bitbook.lattice.lattice import Lattice as Lattice
 from bitbook.loop import Training as Training
 from bitbook.loop import evaluate as evaluate
@@ -36,6 +37,9 @@ from bitbook.scalar.levels import Binary as Binary
 from bitbook.scalar.levels import Ternary as Ternary
 from bitbook.scalar.pruned import Pruned as Pruned
 from bitbook.scalar.uniform import Uniform as Uniform
+from bitbook.transforms.balanced import Balanced as Balanced
+from bitbook.transforms.permuted import Permuted as Permuted
+from bitbook.transforms.rotated import Rotated as Rotated
 from bitbook.vector.codebook import Codebook as Codebook
 
 ledger = read_ledger

@@ -115,6 +115,10 @@ class Quantizer(ABC):
         """How side tensors are fitted.  Scales are positive, where only the absmax range makes sense."""
         return FitOptions(range="absmax")
 
+    def side_options(self, name: str, options: FitOptions) -> FitOptions:
+        """How the side tensor `name` is fitted, where that differs from tensor to tensor."""
+        return self.child_options(options)
+
     def resolve(self, shape: Shape, side: Mapping[str, Tensor] | None = None) -> Quantizer:
         """The recipe with everything relative made absolute, first by the shape, then by the fit."""
         return self
@@ -122,6 +126,11 @@ class Quantizer(ABC):
     def decoder(self) -> Quantizer:
         """The recipe as a file states it, without what only an encoder needs."""
         return self
+
+    def with_children(self, children: Mapping[str, Quantizer]) -> Quantizer:
+        """The recipe with its side tensors' recipes as these were resolved; a side tensor's field has its name."""
+        own = {f.name for f in fields(self)} & children.keys()
+        return replace(self, **{name: children[name] for name in own})
 
     # -- what the encoder does -----------------------------------------------------------------
     def fit(
@@ -254,11 +263,11 @@ def quantize(
     fitted = recipe.fit(w, importance=importance, options=options, generator=generator)
     recipe = recipe.resolve(shape, fitted)
     side = {
-        name: quantize_side(child.recipe, fitted[name], recipe.child_options(options))
+        name: quantize_side(child.recipe, fitted[name], recipe.side_options(name, options))
         for name, child in recipe.children(shape).items()
     }
     codes = recipe.encode(w, {name: q.decode() for name, q in side.items()}, importance=importance)
-    return Quantized(with_children(recipe.decoder(), {n: q.recipe for n, q in side.items()}), shape, codes, side)
+    return Quantized(recipe.decoder().with_children({n: q.recipe for n, q in side.items()}), shape, codes, side)
 
 
 def quantize_side(recipe: Quantizer, value: Tensor, options: FitOptions) -> Quantized:
@@ -283,7 +292,7 @@ def select_rows(quantized: Quantized, rows: Int[Tensor, " kept"]) -> Quantized |
             return None
         side[name] = kept
     codes = {name: stream[rows] if len(stream) == count else stream for name, stream in quantized.codes.items()}
-    recipe = with_children(quantized.recipe, {name: kept.recipe for name, kept in side.items()})
+    recipe = quantized.recipe.with_children({name: kept.recipe for name, kept in side.items()})
     try:
         grids = {spec.name: spec.grid for spec in recipe.layout(shape)}
         shapes = {name: child.shape for name, child in recipe.children(shape).items()}
@@ -292,12 +301,6 @@ def select_rows(quantized: Quantized, rows: Int[Tensor, " kept"]) -> Quantized |
     apart = all(len(child) == 2 for child in shapes.values())  # other side tensors belong to elements, as Pruned's do
     fits = grids == {n: tuple(c.shape) for n, c in codes.items()} and shapes == {n: q.shape for n, q in side.items()}
     return Quantized(recipe, shape, codes, side) if apart and fits else None
-
-
-def with_children(recipe: Quantizer, children: Mapping[str, Quantizer]) -> Quantizer:
-    """`recipe` with its side tensors' recipes as these were resolved; a side tensor's field has its name."""
-    own = {f.name for f in fields(recipe)} & children.keys()
-    return replace(recipe, **{name: children[name] for name in own})
 
 
 def checked(w: Tensor) -> Tensor:

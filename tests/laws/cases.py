@@ -5,7 +5,23 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from bitbook import ECSQ, Binary, Codebook, FitOptions, Float, Integer, Lattice, Pruned, Quantizer, Ternary, Uniform
+from bitbook import (
+    E8P,
+    ECSQ,
+    Balanced,
+    Binary,
+    Codebook,
+    FitOptions,
+    Float,
+    Integer,
+    Lattice,
+    Permuted,
+    Pruned,
+    Quantizer,
+    Rotated,
+    Ternary,
+    Uniform,
+)
 from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
 from bitbook.coding.context import Context
@@ -77,6 +93,19 @@ QUANTIZERS = [
     Case(Lattice("D4", (3, 8), scale=Uniform(8))),
     Case(Lattice("E8")),
     Case(Lattice("E8", (1, -1), scale=Float())),
+    Case(E8P()),
+    Case(E8P((1, -1), scale=Uniform(8)), "mse"),
+    Case(Rotated(Uniform(4))),
+    Case(Rotated(Uniform(4, (1, -1), scale=Uniform(8)), seed=7)),
+    Case(Rotated(Codebook(8, centroids=Uniform(5)))),
+    Case(Rotated(ECSQ(2))),
+    Case(Rotated(E8P())),
+    Case(Balanced(Uniform(4))),
+    Case(Balanced(Uniform(3, (1, 4)), rows=Uniform(8), cols=Uniform(8))),
+    Case(Balanced(Codebook(0.25), cols=Float())),
+    Case(Permuted(Codebook(8))),
+    Case(Permuted(Uniform(4, (1, 4)))),
+    Case(Permuted(Rotated(Balanced(Lattice("D4"))))),
 ]
 
 LADDERS: list[list[Quantizer]] = [

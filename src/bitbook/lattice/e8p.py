@@ -34,8 +34,8 @@ class E8P(Quantizer):
     eighth makes the sum of `± a` even, and all eight coordinates move by +¼ or -¼ together.
 
     The two streams are the pattern and, in one byte, the signs and the shift.  On Gaussian weights both are nearly
-    uniform: this is a code of fixed rate, whose decoder is a table of 256 rows.  The elements of a `block` share a scale:
-    a fixed share of their rms, or, under the range rule "mse", the one with the least error among 18.
+    uniform: this is a code of fixed rate, whose decoder is a table of 256 rows.  The elements of a `block` share a
+    scale: a fixed share of their rms, or, under the range rule "mse", the one with the least error among 18.
     """
 
     block: Block = WHOLE
@@ -119,8 +119,9 @@ def codewords(pattern: Int[Tensor, " n"], signs: Int[Tensor, " n"]) -> F32[Tenso
 def nearest(x: F32[Tensor, "n 8"], table: F32[Tensor, "256 8"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Pattern and signs of the nearest codeword of each vector: exact, whatever the vector.
 
-    A shift at a time, the best signs of a pattern are those of the vector; where their number has the wrong parity, the
-    coordinate that costs least, the first of equals, is turned.  Of equally near codewords, the first pattern, +¼ first.
+    A shift at a time, the best signs of a pattern are those of the vector; where their number has the wrong parity,
+    the coordinate that costs least, the first of equals, is turned.  Of equally near codewords, the first pattern, and
+    +¼ before -¼.
     """
     found = [_nearest(part, table) for part in x.split(_CHUNK)] or [(x.new_zeros(0, dtype=torch.long),) * 2]
     return torch.cat([pattern for pattern, _ in found]), torch.cat([signs for _, signs in found])
