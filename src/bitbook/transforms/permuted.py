@@ -13,11 +13,12 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import Shape, matrix_shape
-from bitbook.errors import CorruptArtifact
-from bitbook.quantizer import Child, FitOptions
+from bitbook.errors import CorruptArtifact, PlanError
+from bitbook.quantizer import Child, FitOptions, quantize
 from bitbook.scalar.leaves import Integer
 from bitbook.transforms.transform import Transform
 
+_MOST_COLUMNS = 1 << 14  # beyond which numbers of permutations, and products of all pairs, take too long
 _MOST_TRIED = 2048  # columns for which all swaps are tried, so that a fit stays within seconds
 _LEAST_GAIN = 1e-6  # of the log determinant, for a swap to count
 _RIDGE = 1e-6  # share of the mean variance on the diagonal: a column of zeros has no logarithm
@@ -28,9 +29,9 @@ class Permuted(Transform):
     """The inner recipe works on the columns in another order; the decoder undoes it.
 
     For recipes with one code for each vector of d columns, the order makes the determinant of the vectors' d × d second
-    moments small, which is what the error of a codebook follows (their eq. 4): columns dealt to the d places by falling
+    moments small, which bounds the error of a codebook (their section 3.2): columns dealt to the d places by falling
     energy, or left as they are, then swaps while they help.  For all others, columns are sorted by energy, so that
-    those which share a scale are alike.
+    those which share a scale are alike.  Where the inner recipe errs less on the columns as they are, they stay.
 
     The order of n columns is stored as its number among all n! (Lehmer 1960), in the fewest whole bytes.
     """
@@ -38,7 +39,10 @@ class Permuted(Transform):
     own: ClassVar[tuple[str, ...]] = ("rank",)
 
     def own_children(self, shape: Shape) -> Mapping[str, Child]:
-        size = _rank_bytes(matrix_shape(shape)[1])
+        cols = matrix_shape(shape)[1]
+        if cols > _MOST_COLUMNS:
+            raise PlanError(f"{self!r}: {cols} columns cannot be permuted; use it for at most {_MOST_COLUMNS}")
+        size = _rank_bytes(cols)
         return {"rank": Child(Integer(256), (1, size))} if size else {}  # one column has one order
 
     def find(
@@ -49,9 +53,17 @@ class Permuted(Transform):
         codes = min(spec.grid[1] for spec in self.inner.layout(shape))
         places = -(-cols // codes) if codes else 1
         matrix = w.detach().reshape(rows, cols).double()
-        order = sorted_by_energy(matrix) if places == 1 else alike(matrix.T @ matrix, places)
-        digits = rank_of(order.tolist()).to_bytes(_rank_bytes(cols), "little")
-        return {"rank": w.new_tensor(list(digits)).reshape(1, -1)} if digits else {}
+        found = sorted_by_energy(matrix) if places == 1 else alike(matrix.T @ matrix, places)
+        orders = [_rank_tensor(w, order) for order in (range(cols), found.tolist())] if cols > 1 else []
+
+        def error(rank: Tensor) -> float:
+            x, weights = self.forward(w, {"rank": rank}), self.importance_of(w, importance, {"rank": rank})
+            fixed = Generator().manual_seed(0)
+            q = quantize(self.inner, x, importance=weights, options=options, generator=fixed)
+            squares = (q.decode() - x).double().square()
+            return float(squares.sum() if weights is None else (weights * squares).sum())
+
+        return {"rank": min(orders, key=error)} if orders else {}
 
     def forward(self, w: Tensor, own: Mapping[str, Tensor]) -> Tensor:
         rows, cols = matrix_shape(tuple(w.shape))
@@ -89,7 +101,7 @@ def alike(gram: Float[Tensor, "n n"], d: int) -> Int[Tensor, " n"]:
     if n == count * d:
         dealt = moments.diagonal().sort(descending=True, stable=True).indices.reshape(d, count).T
         columns = min((columns, dealt), key=lambda c: float(torch.logdet(_parts(moments, c).sum(0) + ridge)))
-    columns = _swap(moments, columns.clone(), n, ridge)
+    columns = _swap(moments, columns, n, ridge)
     if n == count * d:  # the order of vectors is free: neighbours stay neighbours, for coders that look at them
         columns = columns[columns[:, 0].argsort()]
     return columns.reshape(-1)[:n]
@@ -98,6 +110,8 @@ def alike(gram: Float[Tensor, "n n"], d: int) -> Int[Tensor, " n"]:
 def _swap(moments: Tensor, columns: Int[Tensor, "count d"], n: int, ridge: Float[Tensor, "d d"]) -> Tensor:
     """Swap each place with the one that lowers the determinant most, in sweeps, until none does."""
     d = columns.shape[1]
+    flat = columns.flatten().clone()
+    columns = flat.view(-1, d)
     parts = _parts(moments, columns)
     total = parts.sum(0)
     least = float(torch.logdet(total + ridge))
@@ -108,7 +122,6 @@ def _swap(moments: Tensor, columns: Int[Tensor, "count d"], n: int, ridge: Float
         here, at = order[at], (at + 1) % n
         tried, unchanged = tried + 1, unchanged + 1
         mine, theirs = here // d, places // d
-        flat = columns.reshape(-1)
         first = columns[mine].repeat(n, 1)  # this vector after each swap
         first[:, here % d] = flat[:n]
         second = columns[theirs]  # and the other one
@@ -121,7 +134,7 @@ def _swap(moments: Tensor, columns: Int[Tensor, "count d"], n: int, ridge: Float
         best = int(values.argmin())
         if not values[best] < least - _LEAST_GAIN:
             continue
-        columns.reshape(-1)[[here, best]] = columns.reshape(-1)[[best, here]]
+        flat[[here, best]] = flat[[best, here]]
         parts = _parts(moments, columns)
         total, unchanged = parts.sum(0), 0
         least = float(torch.logdet(total + ridge))
@@ -161,6 +174,11 @@ def order_of(rank: int, n: int) -> list[int]:
 def _rank_bytes(n: int) -> int:
     """Bytes of the largest number of a permutation."""
     return ((math.factorial(n) - 1).bit_length() + 7) // 8
+
+
+def _rank_tensor(like: Tensor, order: Sequence[int]) -> Float[Tensor, "1 bytes"]:
+    digits = rank_of(order).to_bytes(_rank_bytes(len(order)), "little")
+    return like.new_tensor(list(digits)).reshape(1, -1)
 
 
 def _order(own: Mapping[str, Tensor], n: int) -> Int[Tensor, " n"]:

@@ -86,7 +86,7 @@ class Transform(Quantizer):
 
     def children(self, shape: Shape) -> Mapping[str, Child]:
         own, inner = self.own_children(shape), self.inner.children(shape)
-        for name in own.keys() & inner.keys():
+        for name in filter(inner.__contains__, own):
             raise PlanError(f"{self!r}: it and its inner recipe both have a side tensor {name!r}; nest it only once")
         return {**own, **inner}
 
