@@ -97,6 +97,8 @@ class Quantizer(ABC):
     """False where codes are fixed during training and the side tensors learn, as in a codebook."""
     learns_side = False
     """Whether side tensors learn beside latent weights, where the regime does not say."""
+    codes_by_row = True
+    """False where a row of codes is not the codes of a row, although a stream has as many rows as the tensor."""
 
     # -- what the decoder needs ----------------------------------------------------------------
     @abstractmethod
@@ -283,6 +285,8 @@ def select_rows(quantized: Quantized, rows: Int[Tensor, " kept"]) -> Quantized |
 
     Codes and side tensors of a row each, such as a scale per row, are selected alike; shared ones stay.
     """
+    if not quantized.recipe.codes_by_row:
+        return None
     count = quantized.shape[0]
     shape = (len(rows), *quantized.shape[1:])
     side = {}

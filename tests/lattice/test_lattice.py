@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitbook import ECSQ, FitOptions, Float, Lattice, Quantizer, quantize
+from bitbook import ECSQ, Codebook, FitOptions, Float, Lattice, Quantized, Quantizer, quantize
 from bitbook.errors import PlanError
 from bitbook.lattice.points import nearest, nearest_d, nearest_e8
 
@@ -76,6 +76,24 @@ def test_a_step_of_ones_own() -> None:
     w = torch.randn(4, 8)
     q = quantize(Lattice("D4", scale=Float()), w, options=FitOptions(step=0.25))
     assert torch.equal(q.decode() / 0.25, (q.decode() / 0.25).round())
+
+
+def test_codes_are_sorted_by_what_the_decoder_knows() -> None:
+    """By hand: one vector above another, the upper one plus one half."""
+    w = torch.tensor([[0.5] * 8, [1, 2, 3, 4, 5, 6, 7, 2]])
+    q = quantize(Lattice("E8", scale=Float()), w, options=FitOptions(step=1.0))
+    assert q.codes["coset"].tolist() == [[1], [0]]
+    assert q.codes["free"].tolist() == [[1, 2, 3, 4, 5, 6, 7], [0] * 7]
+    assert q.codes["last"].tolist() == [[1], [0]]
+    assert torch.equal(q.decode(), w)
+
+
+def test_codewords_stored_by_a_lattice_are_all_kept() -> None:
+    """Rows of codes are not the codes of rows, so that none can be left out."""
+    q = quantize(Codebook(8, centroids=Lattice("D4")), torch.randn(12, 16), generator=torch.Generator().manual_seed(0))
+    unused = Quantized(q.recipe, q.shape, {"codes": q.codes["codes"].clamp_max(5)}, q.side)
+    kept = q.recipe.without_unused(unused)
+    assert kept.recipe == q.recipe and torch.equal(kept.decode(), unused.decode())
 
 
 def test_outliers_stay_exact() -> None:

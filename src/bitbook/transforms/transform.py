@@ -70,6 +70,10 @@ class Transform(Quantizer):
     def learns_side(self) -> bool:  # type: ignore[override]
         return self.inner.learns_side
 
+    @property
+    def codes_by_row(self) -> bool:  # type: ignore[override]
+        return self.inner.codes_by_row
+
     def resolve(self, shape: Shape, side: Mapping[str, Tensor] | None = None) -> Transform:
         inner = None if side is None else self._split(side)[1]
         return replace(self, inner=self.inner.resolve(shape, inner))
