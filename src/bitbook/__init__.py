@@ -16,6 +16,8 @@ from bitbook.feedback import FeedbackOptions as FeedbackOptions
 from bitbook.feedback import FeedbackReport as FeedbackReport
 from bitbook.importance import second_moments as second_moments
 from bitbook.inputs import calibrate as calibrate
+from bitbook.lattice.e8p import E8P as E8P
+from bitbook.lattice.lattice import Lattice as Lattice
 from bitbook.loop import Training as Training
 from bitbook.loop import evaluate as evaluate
 from bitbook.loop import run_epochs as run_epochs
@@ -39,6 +41,9 @@ from bitbook.scalar.levels import Binary as Binary
 from bitbook.scalar.levels import Ternary as Ternary
 from bitbook.scalar.pruned import Pruned as Pruned
 from bitbook.scalar.uniform import Uniform as Uniform
+from bitbook.transforms.balanced import Balanced as Balanced
+from bitbook.transforms.permuted import Permuted as Permuted
+from bitbook.transforms.rotated import Rotated as Rotated
 from bitbook.trellis.tcq import TCQ as TCQ
 from bitbook.trellis.trellis import Trellis as Trellis
 from bitbook.vector.codebook import Codebook as Codebook

@@ -34,7 +34,6 @@ from bitbook.quantizer import (
     encode_fitted,
     quantize,
     quantize_side,
-    with_children,
 )
 from bitbook.rate.encoding import quantize_priced, settled
 from bitbook.rate.rates import fit_rates
@@ -319,7 +318,7 @@ class ErrorFeedback:
                 name: quantize_side(child.recipe, side[name], options) if name in side else best.side[name]
                 for name, child in best.recipe.children(best.shape).items()
             }
-            recipe = with_children(best.recipe, {name: q.recipe for name, q in stored.items()})
+            recipe = best.recipe.with_children({name: q.recipe for name, q in stored.items()})
             candidates = [replace(best, recipe=recipe, side=stored)]
             if again:
                 codes = recipe.encode_fed_back(w, {name: q.decode() for name, q in stored.items()}, self)

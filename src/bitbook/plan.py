@@ -15,18 +15,29 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast, get_args
 
 from bitbook.errors import PlanError
+from bitbook.lattice.e8p import E8P
+from bitbook.lattice.lattice import Lattice
 from bitbook.quantizer import Quantizer, Range
 from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.leaves import Float, Integer
 from bitbook.scalar.levels import Binary, Ternary
 from bitbook.scalar.pruned import Pruned
 from bitbook.scalar.uniform import Uniform
+from bitbook.transforms.balanced import Balanced
+from bitbook.transforms.permuted import Permuted
+from bitbook.transforms.rotated import Rotated
 from bitbook.trellis.tcq import TCQ
 from bitbook.trellis.trellis import Trellis
 from bitbook.vector.codebook import Codebook
 
 KINDS: Mapping[str, type[Quantizer]] = {
-    kind.__name__: kind for kind in (Float, Integer, Uniform, Binary, Ternary, Pruned, Codebook, ECSQ, Trellis, TCQ)
+    kind.__name__: kind
+    for kind in (
+        *(Float, Integer, Uniform, Binary, Ternary, Pruned, Codebook, ECSQ),
+        *(Trellis, TCQ),
+        *(Lattice, E8P),
+        *(Rotated, Balanced, Permuted),
+    )
 }
 """Every quantizer that a plan or a file can name."""
 

@@ -107,6 +107,8 @@ class Quantizer(ABC):
     """False where codes are fixed during training and the side tensors learn, as in a codebook."""
     learns_side = False
     """Whether side tensors learn beside latent weights, where the regime does not say."""
+    codes_by_row = True
+    """False where a row of codes is not the codes of a row, although a stream has as many rows as the tensor."""
 
     # -- what the decoder needs ----------------------------------------------------------------
     @abstractmethod
@@ -125,6 +127,10 @@ class Quantizer(ABC):
         """How side tensors are fitted.  Scales are positive, where only the absmax range makes sense."""
         return FitOptions(range="absmax")
 
+    def side_options(self, name: str, options: FitOptions) -> FitOptions:
+        """How the side tensor `name` is fitted, where that differs from tensor to tensor."""
+        return self.child_options(options)
+
     def resolve(self, shape: Shape, side: Mapping[str, Tensor] | None = None) -> Quantizer:
         """The recipe with everything relative made absolute, first by the shape, then by the fit."""
         return self
@@ -132,6 +138,11 @@ class Quantizer(ABC):
     def decoder(self) -> Quantizer:
         """The recipe as a file states it, without what only an encoder needs."""
         return self
+
+    def with_children(self, children: Mapping[str, Quantizer]) -> Quantizer:
+        """The recipe with its side tensors' recipes as these were resolved; a side tensor's field has its name."""
+        own = {f.name for f in fields(self)} & children.keys()
+        return replace(self, **{name: children[name] for name in own})
 
     # -- what the encoder does -----------------------------------------------------------------
     def fit(
@@ -351,11 +362,11 @@ def encode_fitted(
     shape = tuple(w.shape)
     recipe = recipe.resolve(shape, fitted)
     side = {
-        name: quantize_side(child.recipe, fitted[name], recipe.child_options(options))
+        name: quantize_side(child.recipe, fitted[name], recipe.side_options(name, options))
         for name, child in recipe.children(shape).items()
     }
     codes = encode(recipe, {name: q.decode() for name, q in side.items()})
-    return Quantized(with_children(recipe.decoder(), {n: q.recipe for n, q in side.items()}), shape, codes, side)
+    return Quantized(recipe.decoder().with_children({n: q.recipe for n, q in side.items()}), shape, codes, side)
 
 
 def quantize_side(recipe: Quantizer, value: Tensor, options: FitOptions) -> Quantized:
@@ -371,6 +382,8 @@ def select_rows(quantized: Quantized, rows: Int[Tensor, " kept"]) -> Quantized |
 
     Codes and side tensors of a row each, such as a scale per row, are selected alike; shared ones stay.
     """
+    if not quantized.recipe.codes_by_row:
+        return None
     count = quantized.shape[0]
     shape = (len(rows), *quantized.shape[1:])
     side = {}
@@ -380,7 +393,7 @@ def select_rows(quantized: Quantized, rows: Int[Tensor, " kept"]) -> Quantized |
             return None
         side[name] = kept
     codes = {name: stream[rows] if len(stream) == count else stream for name, stream in quantized.codes.items()}
-    recipe = with_children(quantized.recipe, {name: kept.recipe for name, kept in side.items()})
+    recipe = quantized.recipe.with_children({name: kept.recipe for name, kept in side.items()})
     try:
         grids = {spec.name: spec.grid for spec in recipe.layout(shape)}
         shapes = {name: child.shape for name, child in recipe.children(shape).items()}
@@ -389,12 +402,6 @@ def select_rows(quantized: Quantized, rows: Int[Tensor, " kept"]) -> Quantized |
     apart = all(len(child) == 2 for child in shapes.values())  # other side tensors belong to elements, as Pruned's do
     fits = grids == {n: tuple(c.shape) for n, c in codes.items()} and shapes == {n: q.shape for n, q in side.items()}
     return Quantized(recipe, shape, codes, side) if apart and fits else None
-
-
-def with_children(recipe: Quantizer, children: Mapping[str, Quantizer]) -> Quantizer:
-    """`recipe` with its side tensors' recipes as these were resolved; a side tensor's field has its name."""
-    own = {f.name for f in fields(recipe)} & children.keys()
-    return replace(recipe, **{name: children[name] for name in own})
 
 
 def checked(w: Tensor) -> Tensor:

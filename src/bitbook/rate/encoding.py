@@ -85,7 +85,7 @@ def _recentred(found: Quantized, w: Tensor, importance: Tensor | None, options: 
     side = {
         name: stored
         if moved[name] is before[name]
-        else quantize_side(stored.recipe, moved[name], found.recipe.child_options(options))
+        else quantize_side(stored.recipe, moved[name], found.recipe.side_options(name, options))
         for name, stored in found.side.items()
     }
     return replace(found, side=side)
