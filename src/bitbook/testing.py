@@ -272,7 +272,8 @@ def _check_permutation(q: Quantized, w: Tensor) -> None:
     grid = Grid.of(q.shape, block, pad=getattr(q.recipe, "pad", False))
     if grid.padded:
         return
-    if grid.R == grid.C == 1 and q.recipe.layout(q.shape)[0].grid == (grid.rows, grid.cols):
+    single = q.recipe.columns(q.shape) == 1
+    if grid.R == grid.C == 1 and single and q.recipe.layout(q.shape)[0].grid == (grid.rows, grid.cols):
         grid = Grid.of(q.shape, (1, 1))  # one scale for all: each weight is independent of the others
     order = torch.randperm(grid.R * grid.C, generator=Generator().manual_seed(4))
     side = {}
@@ -290,7 +291,10 @@ def _check_permutation(q: Quantized, w: Tensor) -> None:
 
 
 def _check_feedback(q: Quantized, w: Tensor) -> None:
-    """Part by part, without an error that tells anything of the next part, codes are those of `encode`."""
+    """Part by part, without an error that tells anything of the next part, codes are those of `encode`.
+
+    Where codes depend on those before, as on a path, they err no less, and can be written as well.
+    """
     side = {name: stored.decode() for name, stored in q.side.items()}
     w = w.float()
     independent = ErrorFeedback(torch.eye(matrix_shape(q.shape)[1]))
@@ -299,6 +303,12 @@ def _check_feedback(q: Quantized, w: Tensor) -> None:
     except NoFeedback:
         return
     plain = q.recipe.encode(w, side)
+    if not q.recipe.independent_blocks:
+        found = replace(q, codes=codes)
+        errors = [(x.decode() - w).double().square().sum() for x in (q, found)]
+        _law(bool(errors[0] <= errors[1] * (1 + 1e-6) + 1e-30), q.recipe, "part by part it errs less than in one piece")
+        _check_bytes(found, found.decode())
+        return
     same = codes.keys() == plain.keys() and all(torch.equal(codes[name], plain[name]) for name in plain)
     _law(same, q.recipe, "encoded part by part, it has other codes (see Quantizer.part)")
     types = all(codes[name].dtype == plain[name].dtype for name in plain)

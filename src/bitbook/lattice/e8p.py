@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float as F32
@@ -86,6 +86,16 @@ class E8P(Quantizer):
         shape = (vectors.grid.R, vectors.grid.C)
         dtype = code_dtype(256)
         return {"patterns": pattern.to(dtype).reshape(shape), "signs": signs.to(dtype).reshape(shape)}
+
+    def columns(self, shape: Shape) -> int:
+        return self._vectors(shape).grid.c
+
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        vectors = self._vectors(shape)
+        scale = side["scale"][:, start // vectors.blocks.c, None]
+        return replace(self, block=(self.block[0], -1)), {"scale": scale}
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         points = codewords(codes["patterns"].reshape(-1), codes["signs"].reshape(-1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -85,6 +85,16 @@ class Lattice(Quantizer):
         codes["free"] = _sorted(free, coset).reshape(rows, -1)
         codes["last"] = _sorted(last, _kind_of_last(coset, free)).reshape(rows, cols)
         return codes
+
+    def columns(self, shape: Shape) -> int:
+        return self._vectors(shape).grid.c
+
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        vectors = self._vectors(shape)
+        scale = side["scale"][:, start // vectors.blocks.c, None]
+        return replace(self, block=(self.block[0], -1)), {"scale": scale}
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         vectors = self._vectors(shape)

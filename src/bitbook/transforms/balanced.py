@@ -51,6 +51,9 @@ class Balanced(Transform):
         scales = _product(own)
         return (x.reshape(scales.shape) * scales).reshape(x.shape)
 
+    def inputs(self, w: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        return own["cols"].flatten().diag()
+
     def importance_of(self, w: Tensor, importance: Tensor | None, own: Mapping[str, Tensor]) -> Tensor:
         weights = _product(own).square().reshape(w.shape)
         return weights if importance is None else importance * weights

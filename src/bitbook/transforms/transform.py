@@ -15,7 +15,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from bitbook.blocks import Shape
+from bitbook.blocks import Shape, matrix_shape
+from bitbook.columns import Feedback
 from bitbook.errors import PlanError
 from bitbook.quantizer import (
     Child,
@@ -51,6 +52,11 @@ class Transform(Quantizer):
     @abstractmethod
     def importance_of(self, w: Tensor, importance: Tensor | None, own: Mapping[str, Tensor]) -> Tensor | None:
         """How squared errors of the inner tensor weigh, where errors of `w` weigh `importance`."""
+
+    def inputs(self, w: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """A, `(cols, cols)`, such that rows of `back` are rows of the inner tensor times Aᵀ, up to a factor each."""
+        cols = matrix_shape(tuple(w.shape))[1]
+        return self.back(torch.eye(cols, dtype=w.dtype, device=w.device), own).T
 
     def own_children(self, shape: Shape) -> Mapping[str, Child]:
         """The transform's own side tensors."""
@@ -110,10 +116,7 @@ class Transform(Quantizer):
         generator: Generator | None = None,
     ) -> dict[str, Tensor]:
         found = self.find(w, importance, options, generator)
-        own = {  # as the file gives them back: what the inner recipe is fitted behind
-            name: quantize_side(child.recipe, found[name], self.side_options(name, options)).decode()
-            for name, child in self.own_children(tuple(w.shape)).items()
-        }
+        own = self._stored(found, tuple(w.shape), options)
         weights = self.importance_of(w, importance, own)
         inner = self.inner.fit(self.forward(w, own), importance=weights, options=options, generator=generator)
         return {**found, **inner}
@@ -135,6 +138,21 @@ class Transform(Quantizer):
         weights = self.importance_of(w, importance, own)
         return self.inner.encode_priced(self.forward(w, own), inner, price, importance=weights)
 
+    def fit_fed_back(
+        self, w: Tensor, feedback: Feedback, options: FitOptions, generator: Generator | None
+    ) -> dict[str, Tensor]:
+        found = self.find(w, feedback.importance(tuple(w.shape)), options, generator)
+        own = self._stored(found, tuple(w.shape), options)
+        mapped = feedback.mapped(self.inputs(w, own).double())
+        return {**found, **self.inner.fit_fed_back(self.forward(w, own), mapped, options, generator)}
+
+    def encode_fed_back(
+        self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
+    ) -> dict[str, Tensor]:
+        own, inner = self._split(side)
+        mapped = feedback.mapped(self.inputs(w, own).double())
+        return self.inner.encode_fed_back(self.forward(w, own), inner, mapped, price)
+
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         own, inner = self._split(side)
         return self.back(self.inner.decode(codes, inner, shape), own)
@@ -148,10 +166,28 @@ class Transform(Quantizer):
             return StraightThrough.apply(w, self.decode(codes, side, tuple(w.shape)))
         return self.back(self.inner.surrogate(self.forward(w, own), inner, options), own)
 
+    def recentre(
+        self, w: Tensor, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], *, importance: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
+        own, inner = self._split(side)
+        weights = self.importance_of(w, importance, own)
+        return {**own, **self.inner.recentre(self.forward(w, own), codes, inner, importance=weights)}
+
+    @property
+    def independent_blocks(self) -> bool:  # type: ignore[override]
+        return self.inner.independent_blocks
+
     def without_unused(self, quantized: Quantized) -> Quantized:
         own, inner = self._split(quantized.side)
         kept = self.inner.without_unused(Quantized(self.inner, quantized.shape, quantized.codes, inner))
         return Quantized(replace(self, inner=kept.recipe), kept.shape, kept.codes, {**own, **kept.side})
+
+    def _stored(self, found: Mapping[str, Tensor], shape: Shape, options: FitOptions) -> dict[str, Tensor]:
+        """Its own side tensors as the file gives them back: what the inner recipe is fitted behind."""
+        return {
+            name: quantize_side(child.recipe, found[name], self.side_options(name, options)).decode()
+            for name, child in self.own_children(shape).items()
+        }
 
     def _split(self, side: Mapping[str, _T]) -> tuple[dict[str, _T], dict[str, _T]]:
         """Side tensors of the transform, and those of the inner recipe."""
