@@ -30,8 +30,8 @@ from bitbook.errors import PlanError
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(128, 16), nn.ReLU(),
-        nn.Linear(16, 10),
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, groups=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 10),
     ).eval()  # fmt: skip
 
 
@@ -55,7 +55,9 @@ def test_a_model_answers_more_like_the_original(recipe: Uniform | Codebook | ECS
     before = copy.deepcopy(model.state_dict())
     plain = compress(model, plan)
     errors = [
-        outputs_error(model, compress(model, plan, calibration=images(300, 1), feedback=FeedbackOptions(sequential=s)), tmp_path)
+        outputs_error(
+            model, compress(model, plan, calibration=images(300, 1), feedback=FeedbackOptions(sequential=s)), tmp_path
+        )
         for s in (True, False)
     ]
     assert max(errors) < 0.6 * outputs_error(model, plain, tmp_path)

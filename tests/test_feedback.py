@@ -18,6 +18,7 @@ from bitbook import (
     FitOptions,
     Float,
     Pruned,
+    Quantized,
     Quantizer,
     Ternary,
     Uniform,
@@ -72,6 +73,11 @@ def weights(rows: int = 12, cols: int = 24, seed: int = 1) -> Tensor:
 def output_error(found: Tensor, w: Tensor, moments: Tensor) -> float:
     error = (found.double() - w.double()).reshape(len(w), -1)
     return float(torch.einsum("ri,ij,rj->", error, moments.double(), error))
+
+
+def cost(found: Quantized, w: Tensor, moments: Tensor, lam: float) -> float:
+    (spec,) = found.recipe.layout(found.shape)
+    return output_error(found.decode(), w, moments) + lam * fit_rates(spec, found.codes["codes"]).bits
 
 
 def gptq(w: Tensor, moments: Tensor, scale: Tensor, largest: int, damping: float = 0.01) -> Tensor:
@@ -150,7 +156,9 @@ def test_the_file_does_not_know(recipe: Quantizer) -> None:
     assert torch.equal(stored.decode("w"), q.decode())
 
 
-@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.columns((12, 24)) == 1 and not isinstance(r, Pruned)], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [r for r in RECIPES if r.columns((12, 24)) == 1 and not isinstance(r, Pruned)], ids=str
+)
 def test_dead_columns_are_encoded_plainly(recipe: Quantizer) -> None:
     w, moments = weights(), correlated(24, dead=5)
     q = quantize(recipe, w, encoder=ErrorFeedback(moments, FeedbackOptions(search=False)))
@@ -189,7 +197,9 @@ def test_groups_have_inputs_of_their_own() -> None:
         assert torch.equal(q.codes["codes"][2 * g : 2 * g + 2].double() - 3, expected), mean
 
 
-@pytest.mark.parametrize("recipe", [ECSQ(), ECSQ(3, (1, -1)), ECSQ(2, (4, 6), dead_zone=0.7), Uniform(4, (1, 8)), Uniform(3)])
+@pytest.mark.parametrize(
+    "recipe", [ECSQ(), ECSQ(3, (1, -1)), ECSQ(2, (4, 6), dead_zone=0.7), Uniform(4, (1, 8)), Uniform(3)]
+)
 @pytest.mark.parametrize("priced", [False, True])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_the_compiled_loop_is_the_general_one(recipe: ECSQ | Uniform, priced: bool, groups: int) -> None:
@@ -208,7 +218,9 @@ def test_the_compiled_loop_is_the_general_one(recipe: ECSQ | Uniform, priced: bo
         assert torch.equal(fast, slow)
 
 
-@pytest.mark.parametrize("recipe", [ECSQ(), ECSQ(1, (-1, 1)), ECSQ(3), Uniform(4), Uniform(4, symmetric=False), Codebook(32, (1, 2))])
+@pytest.mark.parametrize(
+    "recipe", [ECSQ(), ECSQ(1, (-1, 1)), ECSQ(3), Uniform(4), Uniform(4, symmetric=False), Codebook(32, (1, 2))]
+)
 def test_a_price_and_feedback_together_are_cheaper_than_a_price_alone(recipe: Quantizer) -> None:
     w, moments = weights(24, 48), correlated(48)
     encoder = ErrorFeedback(moments)
@@ -219,12 +231,9 @@ def test_a_price_and_feedback_together_are_cheaper_than_a_price_alone(recipe: Qu
         )
         q = quantize_priced(recipe, w, lam, encoder=encoder, generator=Generator().manual_seed(0))
 
-        def cost(found: object) -> float:
-            (spec,) = found.recipe.layout((24, 48))  # type: ignore[attr-defined]
-            bits = fit_rates(spec, found.codes["codes"]).bits  # type: ignore[attr-defined]
-            return output_error(found.decode(), w, moments) + lam * bits  # type: ignore[attr-defined]
-
-        assert cost(q) <= cost(plain) * 1.02  # the plain one is tried under the damped diagonal
+        assert (
+            cost(q, w, moments, lam) <= cost(plain, w, moments, lam) * 1.02
+        )  # the plain one is tried under the damped diagonal
         sizes.append(len(to_bytes(Artifact({"w": q}))[0]))
         errors.append(output_error(q.decode(), w, moments))
     assert sizes[1] < sizes[0] and errors[0] < errors[1]
@@ -241,7 +250,9 @@ def test_steps_of_columns_follow_what_others_cannot_make_up_for() -> None:
     damped = moments + 0.01 * moments.diagonal().mean() * torch.eye(24)
     alone = 1 / torch.linalg.inv(damped)[first, first]
     last = int(moments.diagonal().argmin())
-    torch.testing.assert_close((remaining[first] / remaining[last]).double(), alone / damped[last, last], rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        (remaining[first] / remaining[last]).double(), alone / damped[last, last], rtol=1e-5, atol=0
+    )
 
 
 class Recorder(ColumnEncoder):
@@ -271,7 +282,9 @@ def test_mapped_moments_measure_the_same_error() -> None:
     rotation = torch.linalg.qr(torch.randn(24, 24, generator=Generator().manual_seed(0)).double())[0]
     mapped = ErrorFeedback(moments).mapped(rotation)  # v = w · rotation stands for w = v · rotationᵀ
     error = (found - w).double() @ rotation
-    torch.testing.assert_close(torch.trace(error @ mapped.moments[0] @ error.mT).item(), output_error(found, w, moments))
+    torch.testing.assert_close(
+        torch.trace(error @ mapped.moments[0] @ error.mT).item(), output_error(found, w, moments)
+    )
 
 
 @pytest.mark.parametrize("recipe", [Codebook(4, (1, -1)), Codebook(2, (-1, -1)), Codebook(3, (3, 24))])

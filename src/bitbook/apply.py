@@ -258,7 +258,13 @@ def _compress_calibrated(
     if any(a is not None and a.range == "calibrated" for a in plan.inputs.values()):
         calibrate(model, [calibration if data is None else data[0][:CALIBRATION_EXAMPLES]])
     encoded = encode_calibrated_(
-        model, recipes, [calibration], feedback=feedback, options=options, generator=generator, after_tensor=after_tensor
+        model,
+        recipes,
+        [calibration],
+        feedback=feedback,
+        options=options,
+        generator=generator,
+        after_tensor=after_tensor,
     )
     artifact = freeze(model)
     return replace(artifact, tensors={name: encoded.get(name, tensor) for name, tensor in artifact.tensors.items()})

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from bitbook.errors import NoFeedback, PlanError, WeightError
 from bitbook.feedback import ErrorFeedback, FeedbackOptions, FeedbackReport
-from bitbook.importance import Enough, parameters_by_name, run, second_moments
+from bitbook.importance import parameters_by_name, run, second_moments
 from bitbook.quantizer import FitOptions, Quantized, Quantizer, quantize
 
 

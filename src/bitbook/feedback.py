@@ -1,14 +1,14 @@
-"""Error feedback: each column of a matrix makes up for the errors of those before it, as far as its inputs tell of theirs.
+"""Error feedback: each column of a matrix makes up for the errors of those before it, as far as inputs go together.
 
-With H = E[x xᵀ] of the inputs x, the outputs' mean squared error is tr(E H Eᵀ), E = ŵ - w.  Factored as H = R Rᵀ, R upper
-triangular, it is a sum over the columns k,
+With H = E[x xᵀ] of the inputs x, the outputs' mean squared error is tr(E H Eᵀ), E = ŵ - w.  Factored as H = R Rᵀ, R
+upper triangular, it is a sum over the columns k,
 
     tr(E H Eᵀ) = Σ_k R_kk² ‖ŵ_k - t_k‖²,    t_k = w_k - Σ_{i<k} E_i R_ik / R_kk
 
-so that columns can be chosen in turn, each to come near its target t_k (GPTQ, Frantar et al. 2023; LDLQ, Chee et al. 2023,
-eq. 2).  Where a code stands for several columns, R_kk is a triangular block, and R_kk R_kkᵀ the metric in which the block
-is chosen (GPTVQ, van Baalen et al. 2024, takes its diagonal).  What is written is an ordinary `Quantized` of the same
-recipe: a decoder cannot tell.
+so that columns can be chosen in turn, each to come near its target t_k (GPTQ, Frantar et al. 2023; LDLQ, Chee et al.
+2023).  Where a code stands for several columns, R_kk is a triangular block, and R_kk R_kkᵀ the metric in which the
+block is chosen (GPTVQ, van Baalen et al. 2024, takes a diagonal).  What is written is an ordinary `Quantized` of the
+same recipe: a decoder cannot tell.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ class ErrorFeedback:
         if not moments.isfinite().all():
             raise PlanError("the second moments hold NaN or infinity; look for such inputs")
         diagonal = moments.diagonal(dim1=1, dim2=2)
-        if bool((diagonal < 0).any()) or not torch.allclose(moments, moments.mT, rtol=1e-3, atol=float(diagonal.max()) * 1e-4):
+        if bool((diagonal < 0).any()) or not torch.allclose(
+            moments, moments.mT, rtol=1e-3, atol=float(diagonal.max()) * 1e-4
+        ):
             raise PlanError("second moments must be symmetric with a diagonal of squares; pass E[x xᵀ]")
         self.moments: F64[Tensor, "groups cols cols"] = (moments + moments.mT) / 2
         self.options = options
@@ -190,7 +192,7 @@ class ErrorFeedback:
         generator: Generator | None = None,
         rounds: int = 6,
     ) -> Quantized:
-        """As `quantize`, but for output error plus `lam` · bits: each column's choice weighs R_kk² e² against its bits."""
+        """As `quantize`, for output error plus `lam` · bits: each column weighs R_kk² e² against its bits."""
         self._refuse(importance)
         shape = tuple(w.shape)
         self._extent(shape)
@@ -203,7 +205,9 @@ class ErrorFeedback:
         )
         unbounded = any(spec.alphabet is None for spec in plain.recipe.layout(plain.shape))
         step = options.step
-        if unbounded and step is None and lam > 0:  # where error falls by λ for a bit, at high rate (Gish & Pierce 1968)
+        if (
+            unbounded and step is None and lam > 0
+        ):  # where error falls by λ for a bit, at high rate (Gish & Pierce 1968)
             step = math.sqrt(6 * lam / math.log(2) / float(self._remaining().mean()))
 
         def cost(found: Quantized) -> float:
@@ -331,7 +335,11 @@ class ErrorFeedback:
     def _least_squares(self, w: Tensor, found: Quantized) -> dict[str, Tensor]:
         """Side tensors of least error for these codes, by conjugate gradients: decoding is nearly linear in them."""
         side = {name: q.decode() for name, q in found.side.items()}
-        moved = {name: side[name] for name, child in found.recipe.children(found.shape).items() if not isinstance(child.recipe, Integer)}
+        moved = {
+            name: side[name]
+            for name, child in found.recipe.children(found.shape).items()
+            if not isinstance(child.recipe, Integer)
+        }
         target, direction, norm = w.double(), {}, 0.0
 
         def decode(values: Mapping[str, Tensor]) -> Tensor:
@@ -345,7 +353,9 @@ class ErrorFeedback:
             if not decoded.requires_grad:
                 break
             gradients = torch.autograd.grad(decoded, list(leaves.values()), pull.float(), allow_unused=True)
-            gradient = {n: torch.zeros_like(moved[n]) if g is None else g for n, g in zip(leaves, gradients, strict=True)}
+            gradient = {
+                n: torch.zeros_like(moved[n]) if g is None else g for n, g in zip(leaves, gradients, strict=True)
+            }
             before, norm = norm, sum(float(g.double().square().sum()) for g in gradient.values())
             if not norm > 0 or not math.isfinite(norm):
                 break

@@ -166,7 +166,7 @@ class Quantizer(ABC):
     def part(
         self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
     ) -> tuple[Quantizer, Mapping[str, Tensor]]:
-        """The columns from `start` to `stop` as a tensor of their own: the recipe and side tensors that encode it alike.
+        """The columns from `start` to `stop` as a tensor of their own: a recipe and side tensors that encode it alike.
 
         Raises `NoFeedback` where columns are not encoded apart, which is the default.
         """
@@ -292,7 +292,13 @@ class Encoder(Protocol):
     """A strategy by which side tensors and codes are chosen; the file does not say which it was."""
 
     def quantize(
-        self, recipe: Quantizer, w: Tensor, *, importance: Tensor | None, options: FitOptions, generator: Generator | None
+        self,
+        recipe: Quantizer,
+        w: Tensor,
+        *,
+        importance: Tensor | None,
+        options: FitOptions,
+        generator: Generator | None,
     ) -> Quantized:
         """What `quantize` returns, for a tensor that was checked."""
         ...

@@ -30,7 +30,7 @@ def quantize_priced(
 
     Codes are chosen under the rates of the codes before them, and counted anew: entropy-constrained scalar and vector
     quantization (Chou, Lookabaugh & Gray 1989), with side tensors as they were fitted.  The best of `rounds` passes is
-    kept, by the same sum.  With `encoder`, the error is that of the layer's outputs, and fed back from column to column.
+    kept, by the same sum.  With `encoder`, the error is that of the layer's outputs, and fed back between columns.
     Raises as `quantize`, and `PlanError` where a recipe's codes leave no choice.
     """
     if encoder is not None:
