@@ -15,7 +15,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,9 @@ from bitbook.artifact import to_bytes
 from bitbook.data import load_dataset
 from bitbook.models import build_model
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.test_feedback import gptq
+
 Moments = Tensor
 CALIBRATION = 4096
 COLUMNS = ECSQ(1, (-1, 1), points=Uniform(8))  # a step for each column, by what the others cannot make up for
@@ -65,8 +70,8 @@ def layer(title: str, w: Tensor, seen: Moments, held_out: Moments) -> None:
         return size(q), output_error(q.decode(), w, held_out) / energy
 
     rms = float(w.square().mean().sqrt())
-    steps = [rms * 2 ** (k / 4) for k in range(-10, 14)]
-    rounding = sorted(measure(quantize(ECSQ(), w, options=FitOptions(step=step))) for step in steps)
+    steps = [rms * 2 ** (k / 6) for k in range(-15, 22)]
+    rounding = best_of(measure(quantize(ECSQ(), w, options=FitOptions(step=step))) for step in steps)
     print(f"\n{title}: {w.numel():,} weights")
     print("| recipe | bytes | output error | rounding at these bytes | ratio | seconds |")
     print("|---|---|---|---|---|---|")
@@ -81,16 +86,20 @@ def layer(title: str, w: Tensor, seen: Moments, held_out: Moments) -> None:
     for k in (-4, 0, 4):
         options = FitOptions(step=rms * 2 ** (k / 4))
         for recipe in (ECSQ(), COLUMNS):
-            row(f"{recipe!r}, step {options.step:.3g}, feedback", lambda: encoded(recipe, w, seen, options))
+            row(f"{recipe!r}, step {options.step:.3g}, feedback", partial(encoded, recipe, w, seen, options))
     scale = output_error(torch.zeros_like(w), w, seen) / w.numel()
     for share in (0.003, 0.01, 0.03, 0.1, 0.3):
         lam = share * scale
-        row(f"ECSQ(), λ {lam:.2g}, no feedback", lambda: priced_alone(w, lam, seen))
-        row(f"ECSQ(), λ {lam:.2g}, feedback", lambda: priced(ECSQ(), w, lam, seen))
-        row(f"{COLUMNS!r}, λ {lam:.2g}, feedback", lambda: priced(COLUMNS, w, lam, seen))
-    for recipe in (Uniform(4), Uniform(3), Uniform(2), Uniform(3, (1, -1)), Codebook(256, (1, 4)), Pruned(0.2, ECSQ())):
-        row(f"{recipe!r}", lambda: quantize(recipe, w, generator=Generator().manual_seed(0)))
-        row(f"{recipe!r}, feedback", lambda: encoded(recipe, w, seen, FitOptions()))
+        row(f"ECSQ(), λ {lam:.2g}, no feedback", partial(priced_alone, w, lam, seen))
+        row(f"ECSQ(), λ {lam:.2g}, feedback", partial(priced, ECSQ(), w, lam, seen))
+        row(f"{COLUMNS!r}, λ {lam:.2g}, feedback", partial(priced, COLUMNS, w, lam, seen))
+    for bits in (2, 3, 4):
+        recipe = Uniform(bits, (1, -1))
+        row(f"{recipe!r}, textbook GPTQ", partial(textbook, bits, w, seen))
+        row(f"{recipe!r}, feedback", partial(encoded, recipe, w, seen, FitOptions()))
+    for recipe in (Uniform(4), Uniform(3), Uniform(2), Codebook(256, (1, 4)), Pruned(0.2, ECSQ())):
+        row(f"{recipe!r}", partial(quantize, recipe, w, generator=Generator().manual_seed(0)))
+        row(f"{recipe!r}, feedback", partial(encoded, recipe, w, seen, FitOptions()))
 
 
 def encoded(recipe: Any, w: Tensor, moments: Moments, options: FitOptions) -> Quantized:
@@ -106,6 +115,23 @@ def priced_alone(w: Tensor, lam: float, moments: Moments) -> Quantized:
     """Plain squared errors, at the mean of what a unit of them costs, and the step that is best at high rate."""
     per_error = lam / float(moments.diagonal(dim1=1, dim2=2).mean())
     return quantize_priced(ECSQ(), w, per_error, options=FitOptions(step=math.sqrt(6 * per_error / math.log(2))))
+
+
+def best_of(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """By size, without those that a smaller file beats."""
+    kept: list[tuple[int, float]] = []
+    for bytes, error in sorted(points):
+        if not kept or error < kept[-1][1]:
+            kept.append((bytes, error))
+    return kept
+
+
+def textbook(bits: int, w: Tensor, moments: Moments) -> Quantized:
+    """GPTQ as it was published, at the same scales as `Uniform(bits, (1, -1))`: the tests' reference."""
+    q = quantize(Uniform(bits, (1, -1)), w)
+    scale = q.side["scale"].decode()[:, 0].double()
+    codes = gptq(w.reshape(len(w), -1), moments[0], scale, 2 ** (bits - 1) - 1)
+    return replace(q, codes={"codes": (codes + 2 ** (bits - 1) - 1).to(torch.uint8)})
 
 
 def interpolated(points: list[tuple[int, float]], bytes: int) -> float:
@@ -138,17 +164,22 @@ def mnist() -> tuple[Tensor, Moments, Moments]:
 def resnet() -> tuple[Tensor, Moments, Moments]:
     folder = Path(os.environ["BITBOOK_DATA"])
     spec = importlib.util.spec_from_file_location("load", folder / "load.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     load = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(load)
     model = load.resnet(str(folder / "models" / "resnet20_cifar10.safetensors"))
-    seen, held_out = (load.resnet_input(load.images(str(folder / "cifar10" / f"{n}.npz"))[0][:512]) for n in ("data_batch_1", "test_batch"))
+    seen, held_out = (
+        load.resnet_input(load.images(str(folder / "cifar10" / f"{n}.npz"))[0][:512])
+        for n in ("data_batch_1", "test_batch")
+    )
     return both(model, "layer2.1.conv1.weight", seen, held_out)
 
 
 def both(model: nn.Module, name: str, seen: Tensor, held_out: Tensor) -> tuple[Tensor, Moments, Moments]:
     w = model.get_parameter(name).detach()
-    return w, *(second_moments(model, [x[:CALIBRATION]], [name])[name] for x in (seen, held_out))
+    first, second = (second_moments(model, [x[:CALIBRATION]], [name])[name] for x in (seen, held_out))
+    return w, first, second
 
 
 if __name__ == "__main__":

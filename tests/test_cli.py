@@ -127,6 +127,20 @@ def test_round_trip_without_data_is_the_api(trained: tuple[nn.Module, Path], fol
     assert all(torch.equal(tensor, state[name]) for name, tensor in read(again).state_dict().items())
 
 
+def test_calibration_is_the_api(trained: tuple[nn.Module, Path], folder: Path, digits: Dataset) -> None:
+    model, weights = trained
+    small = folder / "small.safetensors"
+    given = ("compress", "--model", MODEL, "--weights", weights, "--recipe", "Uniform(3)", "-o", small)
+    said = run(*given, "--data", "digits", "--calibrate", 200)
+    assert "fc1.weight: output error" in said and "of that without feedback" in said
+    parts = bitbook.data.split(digits, len(digits.train_x) // 10)
+    patterns = {name: bitbook.Uniform(3) for name, p in model.named_parameters() if p.dim() == 2}
+    assert same_bytes(small, bitbook.compress(model, bitbook.Plan(patterns), calibration=parts.train_x[:200]))
+    for wrong in ((), ("--data", "digits", "--epochs", 1), ("--data", "digits", "--lam", 1e-5)):
+        with pytest.raises(bitbook.errors.PlanError, match="--calibrate needs --data, and is instead of training"):
+            run(*given, "--calibrate", 20, *wrong)
+
+
 def test_training_and_evaluation_are_the_api(trained: tuple[nn.Module, Path], folder: Path, digits: Dataset) -> None:
     model, weights = trained
     small = folder / "small.safetensors"

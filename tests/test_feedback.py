@@ -18,6 +18,7 @@ from bitbook import (
     FitOptions,
     Float,
     Pruned,
+    Quantized,
     Quantizer,
     Ternary,
     Uniform,
@@ -72,6 +73,11 @@ def weights(rows: int = 12, cols: int = 24, seed: int = 1) -> Tensor:
 def output_error(found: Tensor, w: Tensor, moments: Tensor) -> float:
     error = (found.double() - w.double()).reshape(len(w), -1)
     return float(torch.einsum("ri,ij,rj->", error, moments.double(), error))
+
+
+def cost(found: Quantized, w: Tensor, moments: Tensor, lam: float) -> float:
+    (spec,) = found.recipe.layout(found.shape)
+    return output_error(found.decode(), w, moments) + lam * fit_rates(spec, found.codes["codes"]).bits
 
 
 def gptq(w: Tensor, moments: Tensor, scale: Tensor, largest: int, damping: float = 0.01) -> Tensor:
@@ -225,12 +231,9 @@ def test_a_price_and_feedback_together_are_cheaper_than_a_price_alone(recipe: Qu
         )
         q = quantize_priced(recipe, w, lam, encoder=encoder, generator=Generator().manual_seed(0))
 
-        def cost(found: object) -> float:
-            (spec,) = found.recipe.layout((24, 48))  # type: ignore[attr-defined]
-            bits = fit_rates(spec, found.codes["codes"]).bits  # type: ignore[attr-defined]
-            return output_error(found.decode(), w, moments) + lam * bits  # type: ignore[attr-defined]
-
-        assert cost(q) <= cost(plain) * 1.02  # the plain one is tried under the damped diagonal
+        assert (
+            cost(q, w, moments, lam) <= cost(plain, w, moments, lam) * 1.02
+        )  # the plain one is tried under the damped diagonal
         sizes.append(len(to_bytes(Artifact({"w": q}))[0]))
         errors.append(output_error(q.decode(), w, moments))
     assert sizes[1] < sizes[0] and errors[0] < errors[1]

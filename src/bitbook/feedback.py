@@ -1,14 +1,14 @@
-"""Error feedback: each column of a matrix makes up for the errors of those before it, as far as its inputs tell of theirs.
+"""Error feedback: each column of a matrix makes up for the errors of those before it, as far as inputs go together.
 
-With H = E[x xᵀ] of the inputs x, the outputs' mean squared error is tr(E H Eᵀ), E = ŵ - w.  Factored as H = R Rᵀ, R upper
-triangular, it is a sum over the columns k,
+With H = E[x xᵀ] of the inputs x, the outputs' mean squared error is tr(E H Eᵀ), E = ŵ - w.  Factored as H = R Rᵀ, R
+upper triangular, it is a sum over the columns k,
 
     tr(E H Eᵀ) = Σ_k R_kk² ‖ŵ_k - t_k‖²,    t_k = w_k - Σ_{i<k} E_i R_ik / R_kk
 
-so that columns can be chosen in turn, each to come near its target t_k (GPTQ, Frantar et al. 2023; LDLQ, Chee et al. 2023,
-eq. 2).  Where a code stands for several columns, R_kk is a triangular block, and R_kk R_kkᵀ the metric in which the block
-is chosen (GPTVQ, van Baalen et al. 2024, takes its diagonal).  What is written is an ordinary `Quantized` of the same
-recipe: a decoder cannot tell.
+so that columns can be chosen in turn, each to come near its target t_k (GPTQ, Frantar et al. 2023; LDLQ, Chee et al.
+2023).  Where a code stands for several columns, R_kk is a triangular block, and R_kk R_kkᵀ the metric in which the
+block is chosen (GPTVQ, van Baalen et al. 2024, takes a diagonal).  What is written is an ordinary `Quantized` of the
+same recipe: a decoder cannot tell.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class ErrorFeedback:
         generator: Generator | None = None,
         rounds: int = 6,
     ) -> Quantized:
-        """As `quantize`, but for output error plus `lam` · bits: each column's choice weighs R_kk² e² against its bits."""
+        """As `quantize`, for output error plus `lam` · bits: each column weighs R_kk² e² against its bits."""
         self._refuse(importance)
         shape = tuple(w.shape)
         self._extent(shape)

@@ -65,8 +65,8 @@ def second_moments(
             if name not in found:
                 kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
                 raise PlanError(
-                    f"{name}: no calibration input reaches it through a linear layer or a convolution (it is a tensor of "
-                    f"{tuple(model.get_parameter(name).shape)} in {kind}); encode it without feedback"
+                    f"{name}: no calibration input reaches it through a linear layer or a convolution (it is a tensor "
+                    f"of {tuple(model.get_parameter(name).shape)} in {kind}); encode it without feedback"
                 )
     for name, moments in found.items():
         if not moments.isfinite().all():

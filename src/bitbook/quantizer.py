@@ -187,7 +187,7 @@ class Quantizer(ABC):
     def part(
         self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
     ) -> tuple[Quantizer, Mapping[str, Tensor]]:
-        """The columns from `start` to `stop` as a tensor of their own: the recipe and side tensors that encode it alike.
+        """The columns from `start` to `stop` as a tensor of their own: a recipe and side tensors that encode it alike.
 
         Raises `NoFeedback` where columns are not encoded apart, which is the default.
         """

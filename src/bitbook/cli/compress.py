@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bitbook.artifact import Artifact
+    from bitbook.feedback import FeedbackReport
     from bitbook.plan import Plan
     from bitbook.rate.training import Epoch
 
@@ -79,6 +80,14 @@ def compress(
         typer.Option(help="With --recipe: a recipe for the inputs of the same layers, such as 'Uniform(8)'."),
     ] = None,
     data: Annotated[str | None, typer.Option(help=f"To measure accuracy, and to train on: {DATA_HELP}")] = None,
+    calibrate: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Examples, say 1000, of --data whose inputs decide how weights are rounded: each column makes up for "
+            "the errors of those before it (error feedback). Instead of training.",
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -122,6 +131,8 @@ def compress(
       bitbook compress --model my.models:net --weights net.safetensors \
         --recipe 'Codebook(256, (1, 4), centroids=Uniform(5))' \
         --data my.data:photos --epochs 5 --lr 0.001 -o small.safetensors
+      bitbook compress --model lenet-5 --weights lenet.pt \
+        --recipe 'ECSQ()' --data mnist --calibrate 1000 -o small.safetensors
       bitbook compress --model mlp-784-128-64-10 --weights net.safetensors \
         --budget 4KB --data mnist -o small.safetensors
     """
@@ -141,6 +152,8 @@ def compress(
         )
     if distill and not priced:
         raise PlanError("--distill goes with --budget or --lam")
+    if calibrate is not None and (data is None or epochs or priced):
+        raise PlanError("--calibrate needs --data, and is instead of training: no --epochs, --budget or --lam")
     training = Training(epochs, lr or 1e-3, batch or 64, momentum, schedule) if epochs and not priced else None
     network = _trained(model, weights)
     chosen = (
@@ -165,7 +178,15 @@ def compress(
             after_epoch=None if as_json else _show_epoch,
         ).artifact
     else:
-        artifact = compress_model(network, chosen, data=examples, training=training, seed=seed)
+        artifact = compress_model(
+            network,
+            chosen,
+            data=examples,
+            training=training,
+            calibration=None if calibrate is None or examples is None else examples[0][:calibrate],
+            after_tensor=None if as_json else _show_feedback,
+            seed=seed,
+        )
     ledger = save(artifact, output)
     accuracies: Accuracies = {}
     if dataset is not None and parts is not None:
@@ -254,6 +275,10 @@ def bytes_of(text: str) -> int:
 def _show_epoch(epoch: Epoch) -> None:
     size = f"about {epoch.bits / 8:,.0f} bytes of codes"
     typer.echo(f"epoch {epoch.number + 1}: loss {epoch.loss:.4f}, {size} at λ {epoch.lam:.2g}")
+
+
+def _show_feedback(name: str, report: FeedbackReport | str) -> None:
+    typer.echo(f"{name}: {report}")
 
 
 def _accuracies(before: nn.Module, after: nn.Module, measured: Mapping[str, Any]) -> Accuracies:

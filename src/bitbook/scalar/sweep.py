@@ -76,7 +76,8 @@ class Sweep(ColumnEncoder):
         _loop()(
             w.contiguous().numpy(), carried.contiguous().numpy(), root.mT.contiguous().numpy(), columns,
             self.points.numpy(), self.grid.r, self.grid.c, self.grid.C,
-            LARGEST_CODE if self.limit is None else self.limit, np.float32(self.dead_zone or 0.5), self.dead_zone is None,
+            LARGEST_CODE if self.limit is None else self.limit,
+            np.float32(self.dead_zone or 0.5), self.dead_zone is None,
             self.lam, self.priced, self.nonzero.numpy(), self.table.numpy(), self.slope,
             self._codes.numpy(), values.numpy(),
         )  # fmt: skip
@@ -125,10 +126,7 @@ def _sweep(
                         q = int(min(np.rint(m / last), np.float32(1 << 30)))
                 else:
                     for j in range(count):
-                        if j == 0:
-                            middle = (half if priced else dead_zone) * p[0]
-                        else:
-                            middle = (p[j - 1] + p[j]) * half
+                        middle = (half if priced else dead_zone) * p[0] if j == 0 else (p[j - 1] + p[j]) * half
                         if p[j] > 0 and m > middle:
                             q += 1
                     if distance > 0 and m > last:
