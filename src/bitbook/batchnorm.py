@@ -108,9 +108,7 @@ def _statistics(layer: _BatchNorm) -> Moments:
 
 def _measure(model: nn.Module, layers: dict[str, _BatchNorm], examples: Tensor) -> dict[str, Moments]:
     """The moments of every normalisation's input, mean over batches; the model stays as it is."""
-    totals = {
-        name: (torch.zeros(layer.num_features), torch.zeros(layer.num_features)) for name, layer in layers.items()
-    }
+    totals = {name: Moments(*torch.zeros(2, layer.num_features)) for name, layer in layers.items()}
     modes = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
         stack.callback(lambda: [setattr(module, "training", mode) for module, mode in modes.items()])

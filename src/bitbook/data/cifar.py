@@ -145,7 +145,7 @@ def _read(folder: Path, batch: Batch) -> UInt8[np.ndarray, "n record"]:
     else:
         residual, label = _arrays(path, {"residual": (3, batch.images, SIDE, SIDE), "label": (batch.images,)})
         records = np.concatenate([label[:, None], undo_prediction(residual).reshape(batch.images, -1)], 1)
-    digest = hashlib.sha256(np.ascontiguousarray(records)).hexdigest()
+    digest = hashlib.sha256(records.tobytes()).hexdigest()
     if digest != batch.sha256:
         raise DataError(f"{path}: SHA-256 of the images must be {batch.sha256}, but is {digest}; get an intact copy")
     return records
