@@ -153,8 +153,8 @@ def quantize_dense(artifact: Artifact, plan: Plan) -> Artifact:
     """The artifact with its dense tensors stored by `plan`, too.
 
     For what no slot holds: buffers, such as the statistics of batch normalisation, which training goes on changing, and
-    parameters that changed after the fit.  Patterns name dense tensors only.  Raises `PlanError` where one names none or
-    the recipe does not fit, and `WeightError` for what is not finite.
+    parameters that changed after the fit.  Patterns name dense tensors only.  Raises `PlanError` where one names none
+    or the recipe does not fit, and `WeightError` for what is not finite.
     """
     dense = {name: tensor for name, tensor in artifact.tensors.items() if isinstance(tensor, Tensor)}
     tensors = dict(artifact.tensors)

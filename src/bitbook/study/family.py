@@ -84,8 +84,14 @@ class Method:
     steps: Sequence[Step]
     tune: Mapping[str, Any] | None = None
     """How it is trained under its plan, over the network's own way; None: not at all."""
+    regime: Mapping[str, Any] = field(default_factory=dict)
     unrepaired: bool = False
     """Whether a network's statistics are also left as they were, to see what shifting them does."""
+
+
+_STILL = {"side": "refreshed"}  # all weights pull at one step, at the rate of the weights: it would not survive
+_LATENT = {**_STILL, "codes": "latent", "reassign_every": 10}
+"""Codebooks train as scalars do: the weights move and fall to other codewords, which stay."""
 
 
 def uniform(name: str, block: tuple[int, int], bits: Sequence[int], **how: Any) -> Method:
@@ -98,7 +104,7 @@ def entropy_coded(sizes: Sequence[float], points: int = 1, **how: Any) -> Method
     """One step for all weights of the network; entropy coding takes care of the rest."""
     name = BASELINE if points == 1 else f"ECSQ, {points} points"
     steps = [Step(f"step {size:g}", ECSQ(points), {"step": size, "iterations": 10}) for size in sizes]
-    return Method("entropy-coded scalar", name, steps, **how)
+    return Method("entropy-coded scalar", name, steps, regime=_STILL, **how)
 
 
 def codebooks(dims: int, sizes: Sequence[int], centroids: Uniform | Float = Float("bfloat16"), **how: Any) -> Method:
@@ -108,7 +114,7 @@ def codebooks(dims: int, sizes: Sequence[int], centroids: Uniform | Float = Floa
     if isinstance(centroids, Uniform):
         family, name = "fused vectors", f"{name}, {centroids.bits}-bit codewords"
     steps = [Step(f"{k} codewords", Codebook(k, (1, dims), centroids), {"iterations": 25}) for k in sizes]
-    return Method(family, name, steps, **how)
+    return Method(family, name, steps, regime=_LATENT, **how)
 
 
 def pruned(percents: Sequence[int], bits: int, **how: Any) -> Method:
@@ -118,7 +124,6 @@ def pruned(percents: Sequence[int], bits: int, **how: Any) -> Method:
 
 
 FLOATS = Method("float", "float", [Step(kind, Float(kind)) for kind in ("float32", "bfloat16")], unrepaired=True)
-CODEWORDS = {"lr": 1e-3}  # a codeword's gradient is a sum over many blocks
 FUSED = Uniform(5)
 
 MNIST_METHODS = (
@@ -128,27 +133,26 @@ MNIST_METHODS = (
     uniform("uniform, groups of 16", (1, 16), (2, 3, 4), tune={}),
     entropy_coded((0.24, 0.17, 0.12, 0.085, 0.06, 0.04), tune={}),
     entropy_coded((0.24, 0.17, 0.12, 0.085), 3, tune={}),
-    codebooks(1, (2, 3, 4, 8, 16), tune=CODEWORDS),
-    codebooks(2, (8, 16, 64), tune=CODEWORDS),
-    codebooks(4, (16, 64, 256), tune=CODEWORDS),
-    codebooks(8, (16, 64, 256), tune=CODEWORDS),
-    codebooks(2, (8, 16, 64), FUSED, tune=CODEWORDS),
-    codebooks(4, (16, 64, 256), FUSED, tune=CODEWORDS),
-    codebooks(8, (16, 64, 256), FUSED, tune=CODEWORDS),
+    codebooks(1, (2, 3, 4, 8, 16), tune={}),
+    codebooks(2, (8, 16, 64), tune={}),
+    codebooks(4, (16, 64, 256), tune={}),
+    codebooks(8, (16, 64, 256), tune={}),
+    codebooks(2, (8, 16, 64), FUSED, tune={}),
+    codebooks(4, (16, 64, 256), FUSED, tune={}),
+    codebooks(8, (16, 64, 256), FUSED, tune={}),
     pruned((5, 10, 20, 40), 4, tune={}),
 )
 """Plain data: a further method is a line."""
 
-_LATENT, _CODEWORD = {"lr": 1e-3}, {"lr": 1e-5}
 RESNET_METHODS = (
     FLOATS,
     uniform("uniform, per tensor", (-1, -1), (3, 4, 5, 6), unrepaired=True),
-    uniform("uniform, per row", ROW, (3, 4, 5), tune=_LATENT),
+    uniform("uniform, per row", ROW, (3, 4, 5), tune={}),
     uniform("uniform, groups of 36", (1, 36), (3, 4)),
-    entropy_coded((0.16, 0.12, 0.09, 0.07, 0.05, 0.035), tune=_LATENT, unrepaired=True),
+    entropy_coded((0.16, 0.12, 0.09, 0.07, 0.05, 0.035), tune={}, unrepaired=True),
     entropy_coded((0.16, 0.12, 0.09), 3),
     codebooks(1, (4, 8, 16, 32), unrepaired=True),
-    codebooks(2, (16, 64, 128), tune=_CODEWORD),
+    codebooks(2, (16, 64, 128), tune={}),
     codebooks(4, (64, 256)),
     codebooks(2, (16, 64, 128), FUSED),
     codebooks(4, (64, 256), FUSED),
@@ -200,7 +204,8 @@ NETWORKS = (
         "layer*.conv?.weight", {"conv1.weight": Uniform(6, ROW), "linear.weight": Uniform(6, ROW)},
         Plan({"*bn?.weight": _HALF, "*bn?.bias": _HALF, "linear.bias": _HALF, "*.running_mean": Integer(1),
               "*.running_var": Integer(2), "*.num_batches_tracked": Integer(1)}),
-        {"epochs": 1, "examples": 4000, "batch": 50, "momentum": 0.9, "schedule": "cosine"}, (0.3, 0.5, 1, 2), True,
+        {"epochs": 1, "examples": 4000, "batch": 50, "lr": 1e-3, "momentum": 0.9, "schedule": "cosine"},
+        (0.3, 0.5, 1, 2), True,
         {"uniform, entropy estimated, statistics shifted from 1 point on": (None, None, 100_500, 91_500),
          "NNCodec with dependent quantization": (146_200, 125_500, 125_500, 96_700),
          "the same, statistics shifted": (None, 96_700, 80_400, 80_400),
@@ -262,7 +267,8 @@ def _cells_of(network: Network, method: Method, step: Step, seed: int) -> Iterat
         yield {**cell, "repair": True}
     if method.tune is not None:
         tune = {**network.tune, **method.tune}
-        yield {**cell, "repair": repairs, "phases": [{**cell["phases"][0], "tune": tune}]}
+        trained = {**cell, "repair": repairs, "phases": [{**cell["phases"][0], "tune": tune}]}
+        yield {**trained, "regime": dict(method.regime)} if method.regime else trained
 
 
 # --- one trial
@@ -373,8 +379,8 @@ def document(results: Sequence[Result], networks: Sequence[Network] = NETWORKS) 
 
 Made by `bitbook study --dataset family` and `python -m bitbook.study.family runs/family docs/results` (`make family`):
 {len(results)} trials, {minutes:.0f} core-minutes; a row per trial and split in [family.csv](family.csv). Bytes are the
-length of the file on disk, each stream in the smallest of all coders, biases, normalisations, codebooks and the plan included;
-accuracies are those of the file, read back into a fresh model.
+length of the file on disk, each stream in the smallest of all coders, biases, normalisations, codebooks and the plan
+included; accuracies are those of the file, read back into a fresh model.
 
 Rows are methods; "{ROUNDED}": weights as the fit leaves them; "{SHIFTED}": with what the weights changed in the
 batch-norm statistics of a few training images added to the stored ones; "{TRAINED}": tuned under the plan for a
