@@ -112,6 +112,18 @@ def test_trials_on_digits_and_their_document(tmp_path: Path, monkeypatch: pytest
     assert len(rows) == 1 + 2 * len(results) and rows[0].endswith("variation")
 
 
+@pytest.mark.parametrize("method", ["uniform, per row", "vectors of 4, 5-bit codewords"])
+def test_a_training_that_diverges_is_reported(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STARTS_FOLDER, str(tmp_path))
+    wild = replace(SMALL, tune={"epochs": 2, "lr": 1e30, "batch": 32})
+    cells = [c for c in family.family_cells([0], [wild]) if c["method"] == method]
+    rounded, trained = cells[:2]
+    assert family.variation(trained) == family.TRAINED
+    found = family.run_trial(trained)
+    assert found["diverged"] and found["bytes"] == family.run_trial(rounded)["bytes"]
+    assert all(row["accuracy"] < 15 for row in found["rows"])
+
+
 def test_the_document_chooses_on_validation(tmp_path: Path) -> None:
     results = made_up(RESNET, range(2))
     name = "uniform, per row"
@@ -126,7 +138,7 @@ def test_the_document_chooses_on_validation(tmp_path: Path) -> None:
     line = next(line for line in on_test.splitlines() if line.startswith(f"| {name}, {family.SHIFTED}"))
     assert line.startswith(f"| {name}, {family.SHIFTED} | 60,000 (0.10)")
     assert "| others: error feedback, step grid, entropy estimated | 107,400 | 92,000 | 76,100 | 62,300 |" in text
-    assert "### At equal bytes: statistics shifted" in text and "| 80,000 |" in text
+    assert "### Who wins: statistics shifted" in text and "| 80,000 |" in text
     assert f"{family.BASELINE}, {family.SHIFTED} needs" in text
     assert f"{len(results)} trials, {len(results)} core-minutes" in text
 
@@ -171,7 +183,7 @@ def test_a_public_start_is_one_that_is_there() -> None:
         family.float_start({"start": {"file": "vgg"}, "model": "resnet-20"}, data)
     cell = {"phases": [{"plan": {}}], "feedback": {}}
     with pytest.raises(PlanError, match="no error feedback yet"):
-        family.compressed(cell, nn.Linear(2, 2), data, Generator())
+        family.compressed(cell, nn.Linear(2, 2), data, data.train_x, Generator())
 
 
 def test_dense_tensors_are_quantized_afterwards() -> None:

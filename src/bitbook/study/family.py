@@ -3,7 +3,7 @@
     bitbook study --dataset family
     python -m bitbook.study.family runs/family docs/results
 
-    start ──► weights through the plan (rounded, or trained under it) ──► statistics shifted ──► file ──► evaluate
+    start ──► weights through the plan ──► batch-norm statistics shifted ──► (trained) ──► file ──► evaluate
 
 A cell is JSON: dataset, holdout, model, start, family, method, recipe, phases (one plan, and how it is tuned), fit and
 regime where they are not the defaults, dense (a plan for what is not a weight), repair (whether batch-norm statistics
@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from bitbook.apply import freeze, quantize_, quantize_dense, restore
 from bitbook.artifact import Artifact
 from bitbook.batchnorm import absorb_statistics, fixed_statistics, normalisations, shift_statistics
 from bitbook.data import Split
-from bitbook.errors import PlanError
+from bitbook.errors import PlanError, WeightError
 from bitbook.loop import Training, run_epochs
 from bitbook.models import build_model, pretrained_resnet
 from bitbook.plan import Plan
@@ -56,7 +56,7 @@ from bitbook.study.tables import (
     trial_rows,
     write_csv,
 )
-from bitbook.study.trial import load_parts, measure_file, trained_start
+from bitbook.study.trial import diverged, load_parts, measure_file, trained_start
 from bitbook.vector.codebook import Codebook
 
 ROW = (1, -1)
@@ -146,12 +146,12 @@ MNIST_METHODS = (
 
 RESNET_METHODS = (
     FLOATS,
-    uniform("uniform, per tensor", (-1, -1), (3, 4, 5, 6), unrepaired=True),
+    uniform("uniform, per tensor", (-1, -1), (3, 4, 5), unrepaired=True),
     uniform("uniform, per row", ROW, (3, 4, 5), tune={}),
     uniform("uniform, groups of 36", (1, 36), (3, 4)),
     entropy_coded((0.16, 0.12, 0.09, 0.07, 0.05, 0.035), tune={}, unrepaired=True),
     entropy_coded((0.16, 0.12, 0.09), 3),
-    codebooks(1, (4, 8, 16, 32), unrepaired=True),
+    codebooks(1, (4, 8, 16, 32)),
     codebooks(2, (16, 64, 128), tune={}),
     codebooks(4, (64, 256)),
     codebooks(2, (16, 64, 128), FUSED),
@@ -185,7 +185,9 @@ class Network:
     """Whole files of others at these levels, in bytes, chosen on test accuracy."""
     sizes: Sequence[int]
     """Bytes at which methods are compared."""
-    calibration: int = 0
+    repairs: bool
+    """Whether there are batch-norm statistics to shift."""
+    calibration: int = 500
     most_seeds: int = 1_000_000
 
 
@@ -197,20 +199,20 @@ NETWORKS = (
         {"k-means palettes, trained, entropy estimated": (7600, 21_400, 21_400, 32_000, 41_200),
          "NNCodec, not trained": (13_300, 13_300, 17_300, 17_300, 24_400),
          "pruned, trained, k-means, entropy estimated": (4600, 5100, 7100, 11_400, None)},
-        (5_000, 10_000, 20_000, 40_000),
+        (5_000, 10_000, 20_000, 40_000), False,
     ),
     Network(
         "CIFAR-10, ResNet-20", "cifar10", "resnet-20", {"file": "resnet20_cifar10.safetensors"}, 2000, RESNET_METHODS,
         "layer*.conv?.weight", {"conv1.weight": Uniform(6, ROW), "linear.weight": Uniform(6, ROW)},
         Plan({"*bn?.weight": _HALF, "*bn?.bias": _HALF, "linear.bias": _HALF, "*.running_mean": Integer(1),
               "*.running_var": Integer(2), "*.num_batches_tracked": Integer(1)}),
-        {"epochs": 1, "examples": 4000, "batch": 50, "lr": 1e-3, "momentum": 0.9, "schedule": "cosine"},
+        {"epochs": 1, "examples": 3000, "batch": 50, "lr": 1e-3, "momentum": 0.9, "schedule": "cosine"},
         (0.3, 0.5, 1, 2), True,
         {"uniform, entropy estimated, statistics shifted from 1 point on": (None, None, 100_500, 91_500),
          "NNCodec with dependent quantization": (146_200, 125_500, 125_500, 96_700),
          "the same, statistics shifted": (None, 96_700, 80_400, 80_400),
          "error feedback, step grid, entropy estimated": (107_400, 92_000, 76_100, 62_300)},
-        (60_000, 80_000, 100_000, 140_000), calibration=500, most_seeds=2,
+        (60_000, 80_000, 100_000, 140_000), True, most_seeds=2,
     ),
 )  # fmt: skip
 
@@ -260,14 +262,13 @@ def _cells_of(network: Network, method: Method, step: Step, seed: int) -> Iterat
     }
     if step.fit:
         cell["fit"] = dict(step.fit)
-    repairs = network.calibration > 0
-    if method.unrepaired or not repairs:
+    if method.unrepaired or not network.repairs:
         yield cell
-    if repairs and method.family != "float":
+    if network.repairs and method.family != "float":
         yield {**cell, "repair": True}
     if method.tune is not None:
         tune = {**network.tune, **method.tune}
-        trained = {**cell, "repair": repairs, "phases": [{**cell["phases"][0], "tune": tune}]}
+        trained = {**cell, "repair": network.repairs, "phases": [{**cell["phases"][0], "tune": tune}]}
         yield {**trained, "regime": dict(method.regime)} if method.regime else trained
 
 
@@ -284,7 +285,10 @@ def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
     generator = Generator().manual_seed(cell["seed"])
     chosen = torch.randperm(len(data.train_x), generator=generator)[: cell["calibration"]]
     calibration = data.train_x[chosen]
-    artifact, losses = compressed(cell, model, data, generator)
+    artifact, losses = compressed(cell, model, data, calibration, generator)
+    if artifact is None:
+        untrained = run_trial({**cell, "phases": [{"plan": phase["plan"]} for phase in cell["phases"]]})
+        return diverged(untrained, data, dataset, losses)
     artifact = finished(cell, artifact, model, calibration)
     fitted = clock()
     return {
@@ -305,9 +309,12 @@ def float_start(cell: Mapping[str, Any], data: Split) -> tuple[nn.Module, list[f
 
 
 def compressed(
-    cell: Mapping[str, Any], model: nn.Module, data: Split, generator: Generator
-) -> tuple[Artifact, list[float]]:
-    """The weights through the plan, and the loss of each epoch that they were trained; `model` stays as it is."""
+    cell: Mapping[str, Any], model: nn.Module, data: Split, calibration: Tensor, generator: Generator
+) -> tuple[Artifact | None, list[float]]:
+    """The weights through the plan, and the loss of each epoch that they were trained; `model` stays as it is.
+
+    Statistics are shifted before a training, which then keeps them.  No artifact: the training diverged.
+    """
     (phase,) = cell["phases"]
     options, regime = FitOptions(**cell.get("fit", {})), Regime(**cell.get("regime", {}))
     # ERROR FEEDBACK PLUGS IN HERE: a cell with "feedback" returns `compress(model, plan, calibration=…)`, no losses.
@@ -315,22 +322,29 @@ def compressed(
         raise PlanError("there is no error feedback yet; leave 'feedback' out of the cell")
     trained = copy.deepcopy(model)
     quantize_(trained, Plan.from_json(phase["plan"]), options=options, regime=regime, generator=generator)
-    losses: list[float] = []
-    if "tune" in phase:
-        how = dict(phase["tune"])
-        order = torch.randperm(len(data.train_x), generator=generator)[: how.pop("examples", None)]
+    if "tune" not in phase:
+        return freeze(trained), []
+    if cell["repair"]:
+        shift_statistics(trained, model, calibration)
+    how = dict(phase["tune"])
+    order = torch.randperm(len(data.train_x), generator=generator)[: how.pop("examples", None)]
+    x, y = data.train_x[order], data.train_y[order]
+    losses = [math.nan]
+    try:
         with fixed_statistics(trained):
-            losses = run_epochs(trained, data.train_x[order], data.train_y[order], Training(**how), generator=generator)
-    return freeze(trained), losses
+            losses = run_epochs(trained, x, y, Training(**how), generator=generator)
+        artifact = freeze(trained)
+    except WeightError:  # weights that are not finite have no codes
+        return None, losses
+    return (artifact if all(map(math.isfinite, losses)) else None), losses
 
 
-def finished(cell: Mapping[str, Any], artifact: Artifact, model: nn.Module, calibration: torch.Tensor) -> Artifact:
-    """The artifact as it is written: statistics shifted where the cell says so, and what is no weight in its own plan.
-
-    Where it has such a plan, statistics are absorbed, so that each normalisation stores two vectors.
+def finished(cell: Mapping[str, Any], artifact: Artifact, model: nn.Module, calibration: Tensor) -> Artifact:
+    """The artifact as it is written: statistics shifted where that was not done before a training, absorbed into
+    weight and bias where the cell has a plan for what is no weight, and that stored by this plan.
     """
     plain = restore(artifact, build_model(cell["model"], seed=0)).eval()
-    if cell["repair"]:
+    if cell["repair"] and "tune" not in cell["phases"][-1]:
         shift_statistics(plain, model, calibration)
     if cell["dense"] and normalisations(plain):
         absorb_statistics(plain)
@@ -422,13 +436,16 @@ Chosen on validation; beside the bytes the test accuracy {beside}.
     on_test: Callable[[Point, int], bool] = lambda p, i: p.test.mean >= kept["test"][i]  # noqa: E731
     parts.append(_smallest_table(network, lines, said, on_test, reference, network.references))
     for name, line in lines.items():
-        wins = _winners(line, network.sizes)
-        if wins:
-            parts.append(f"\n### At equal bytes: {name}\n\n{markdown_table(wins, list(wins[0]))}")
-        sentences = _compared(line)
-        if sentences:
+        wins, sentences = _winners(line, network.sizes), _compared(line)
+        if wins or sentences:
             text = "\n".join(f"- {one}" for one in sentences)
-            parts.append(f"\nBytes at equal test accuracy, 95 % intervals over seeds:\n\n{text}\n")
+            parts.append(f"""
+### Who wins: {name}
+
+{markdown_table(wins, list(wins[0])) if wins else "No two methods meet at the sizes of this table."}
+Bytes at equal test accuracy, 95 % intervals over seeds:
+
+{text}""")
     steps = _steps(lines)
     if steps:
         text = "\n".join(f"- {one}" for one in steps)
@@ -536,7 +553,7 @@ def _steps(lines: Mapping[str, Sequence[Point]]) -> list[str]:
                 if p.method == method
             ]
             found += equal_accuracy_savings(both, [(f"{method}, {after}", f"{method}, {before}")])
-    return [sentence(one) for one in found]
+    return [sentence(one) for one in found if one.saving is not None]
 
 
 def draw(network: Network, results: Sequence[Result], path: Path) -> Path:
