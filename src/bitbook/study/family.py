@@ -206,7 +206,7 @@ NETWORKS = (
         "layer*.conv?.weight", {"conv1.weight": Uniform(6, ROW), "linear.weight": Uniform(6, ROW)},
         Plan({"*bn?.weight": _HALF, "*bn?.bias": _HALF, "linear.bias": _HALF, "*.running_mean": Integer(1),
               "*.running_var": Integer(2), "*.num_batches_tracked": Integer(1)}),
-        {"epochs": 1, "examples": 3000, "batch": 50, "lr": 1e-3, "momentum": 0.9, "schedule": "cosine"},
+        {"epochs": 1, "examples": 3000, "batch": 50, "lr": 2e-3, "momentum": 0.9, "schedule": "cosine"},
         (0.3, 0.5, 1, 2), True,
         {"uniform, entropy estimated, statistics shifted from 1 point on": (None, None, 100_500, 91_500),
          "NNCodec with dependent quantization": (146_200, 125_500, 125_500, 96_700),
@@ -398,8 +398,8 @@ included; accuracies are those of the file, read back into a fresh model.
 
 Rows are methods; "{ROUNDED}": weights as the fit leaves them; "{SHIFTED}": with what the weights changed in the
 batch-norm statistics of a few training images added to the stored ones; "{TRAINED}": tuned under the plan for a
-short time. What is no weight is stored alike for all methods: biases and normalisations in bfloat16, two
-vectors for each normalisation.
+short time, from shifted statistics. What is no weight is stored alike for all methods: biases and normalisations in
+bfloat16, two vectors for each normalisation.
 {sections}"""
 
 
