@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
-from bitbook.data import Dataset, load_digits, load_mnist
+from bitbook.data import Dataset, load_cifar10, load_digits, load_mnist
 
 # Several test processes share the cores: more threads each make all of them slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
@@ -33,6 +34,15 @@ def mnist() -> Dataset:
     if "BITBOOK_DATA" not in os.environ:
         pytest.skip("BITBOOK_DATA is unset: it names the folder with the files of MNIST")
     return load_mnist()
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Dataset:
+    """Real CIFAR-10; shared by all tests, so not to be written to."""
+    root = os.environ.get("BITBOOK_DATA")
+    if root is None or not any(any(Path(root, folder).glob("data_batch_1.*")) for folder in (".", "cifar10")):
+        pytest.skip("BITBOOK_DATA names no folder with batches of CIFAR-10")
+    return load_cifar10()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from bitbook.apply import dequantize_ as dequantize_
 from bitbook.apply import freeze as freeze
 from bitbook.apply import load as load
 from bitbook.apply import quantize_ as quantize_
+from bitbook.apply import quantize_dense as quantize_dense
 from bitbook.artifact import Artifact as Artifact
 from bitbook.artifact import Ledger as Ledger
 from bitbook.artifact import read as read

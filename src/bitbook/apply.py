@@ -23,7 +23,7 @@ from bitbook.inputs import CALIBRATION_EXAMPLES, CHILD, InputQuantizer, calibrat
 from bitbook.loop import Training, run_epochs
 from bitbook.plan import Plan
 from bitbook.qat import FakeQuantize, Regime
-from bitbook.quantizer import FitOptions, Quantized, Quantizer
+from bitbook.quantizer import FitOptions, Quantized, Quantizer, quantize
 from bitbook.slot import SLOTS, attach, detach, slots
 
 
@@ -149,6 +149,24 @@ def freeze(model: nn.Module) -> Artifact:
         if isinstance(module, InputQuantizer)
     }
     return Artifact(tensors, inputs, aliases)
+
+
+def quantize_dense(artifact: Artifact, plan: Plan) -> Artifact:
+    """The artifact with its dense tensors stored by `plan`, too.
+
+    For what no slot holds: buffers, such as the statistics of batch normalisation, which training goes on changing, and
+    parameters that changed after the fit.  Patterns name dense tensors only.  Raises `PlanError` where one names none
+    or the recipe does not fit, and `WeightError` for what is not finite.
+    """
+    dense = {name: tensor for name, tensor in artifact.tensors.items() if isinstance(tensor, Tensor)}
+    tensors = dict(artifact.tensors)
+    for name, recipe in plan.recipes(dense).items():
+        if recipe is not None:
+            try:
+                tensors[name] = quantize(recipe, dense[name].float())
+            except (PlanError, WeightError) as error:
+                raise type(error)(f"{name}: {error}") from error
+    return Artifact(tensors, artifact.inputs, artifact.aliases)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from bitbook.errors import PlanError
 from bitbook.models import MLP, MODELS, build_model, mlp
 
-FEATURES = {name: 64 if "-64-32" in name else 784 for name in MODELS}
+FEATURES = {name: 64 if "-64-32" in name else 3072 if "resnet" in name else 784 for name in MODELS}
 
 
 def state(model: torch.nn.Module) -> list[torch.Tensor]:

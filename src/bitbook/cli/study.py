@@ -18,7 +18,8 @@ def study(
     dataset: Annotated[
         str,
         typer.Option(
-            help="The grid: digits (a minute or two), mnist (the whole experiment), or headline (how few bytes do)."
+            help="The grid: digits (a minute or two), mnist (the whole experiment), headline (how few bytes do), "
+            "or family (every quantizer at equal bytes)."
         ),
     ],
     out: Annotated[

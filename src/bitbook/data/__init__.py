@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bitbook.data.cifar import load_cifar10 as load_cifar10
 from bitbook.data.dataset import Dataset as Dataset
 from bitbook.data.dataset import Split as Split
 from bitbook.data.dataset import split as split
@@ -14,7 +15,11 @@ from bitbook.data.moves import move_images as move_images
 from bitbook.errors import DataError
 from bitbook.importing import import_callable
 
-DATASETS: dict[str, Callable[[], Dataset]] = {"digits": load_digits, "mnist": load_mnist}
+DATASETS: dict[str, Callable[[], Dataset]] = {
+    "digits": load_digits,
+    "mnist": load_mnist,
+    "cifar10": load_cifar10,
+}
 
 
 def load_dataset(name: str) -> Dataset:

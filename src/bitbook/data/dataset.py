@@ -18,7 +18,7 @@ class Dataset:
 
     Attributes:
         name: how studies and reports call it.
-        train_x, test_x: (examples, features) float32; an image is one row, in [-1, 1].
+        train_x, test_x: (examples, features) float32; an image is one row, normalised as its loader says.
         train_y, test_y: (examples,) int64, in 0 … classes - 1.
         classes: number of classes.
         input_shape: one example before it was flattened, channels first; its product is `features`.

@@ -16,6 +16,8 @@ from bitbook.models.lenet import lenet_5 as lenet_5
 from bitbook.models.lenet import lenet_300_100 as lenet_300_100
 from bitbook.models.mlp import MLP as MLP
 from bitbook.models.mlp import mlp as mlp
+from bitbook.models.resnet import ResNet as ResNet
+from bitbook.models.resnet import pretrained_resnet as pretrained_resnet
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp-784-128-64-10": mlp,
@@ -23,13 +25,15 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "lenet-300-100": lenet_300_100,
     "lenet-5": lenet_5,
     "convnet": ConvNet,
+    "resnet-20": ResNet,
 }
 
 
 def build_model(name: str, seed: int) -> nn.Module:
     """Build a model with freshly initialised weights: a name in `MODELS`, or one with sizes of its own.
 
-    `mlp-A-B-…` is a perceptron of any sizes, `lenet-5-A-B-C` a LeNet-5 of A and B channels and C hidden units.
+    `mlp-A-B-…` is a perceptron of any sizes, `lenet-5-A-B-C` a LeNet-5 of A and B channels and C hidden units,
+    `resnet-D` a ResNet of D layers for CIFAR-10.
 
     The weights depend on `seed` alone, and PyTorch's own generator is left as it was. Raises `PlanError` for
     an unknown name.
@@ -40,8 +44,10 @@ def build_model(name: str, seed: int) -> nn.Module:
         factory = partial(mlp, [int(size) for size in name.split("-")[1:]])
     elif re.fullmatch(r"lenet-5(-[1-9]\d*){3}", name):
         factory = partial(lenet_5, *(int(size) for size in name.split("-")[2:]))
+    elif re.fullmatch(r"resnet-[1-9]\d*", name):
+        factory = partial(ResNet, int(name.removeprefix("resnet-")))
     else:
-        sized = "with any sizes mlp-A-B-… and lenet-5-A-B-C"
+        sized = "with any sizes mlp-A-B-…, lenet-5-A-B-C and resnet-D"
         raise PlanError(f"no model {name!r}; there are {', '.join(MODELS)}, {sized}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed accelerators too, for good

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from bitbook.errors import PlanError
 from bitbook.study.entropy import entropy_cells
+from bitbook.study.family import family_cells, mnist_family_cells
 from bitbook.study.grid import GRIDS
 from bitbook.study.headline import TUNING_SEEDS, headline_cells, tuning_cells
 
@@ -23,9 +24,12 @@ class Study(NamedTuple):
 
 
 _PRICED = "bitbook.study.priced:run_trial"
+_FAMILY = "bitbook.study.family:run_trial"
 STUDIES: Mapping[str, Study] = {
     **{name: Study(cells, seeds) for name, (cells, seeds) in GRIDS.items()},
     "entropy": Study(entropy_cells, 5, reported=False),
+    "family": Study(family_cells, 3, _FAMILY, reported=False),
+    "family-mnist": Study(mnist_family_cells, 3, _FAMILY, reported=False),
     "headline-tuning": Study(tuning_cells, len(TUNING_SEEDS), _PRICED, reported=False),
     "headline": Study(headline_cells, 5, _PRICED, reported=False),
 }

@@ -87,8 +87,17 @@ def style(index: int) -> tuple[str, str]:
     return PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
 
 
-def size_accuracy(points: Iterable[Point], path: str | Path, *, title: str = "", linear: bool = False) -> Path:
+def size_accuracy(
+    points: Iterable[Point],
+    path: str | Path,
+    *,
+    title: str = "",
+    linear: bool = False,
+    panels: Mapping[str, list[str]] | None = None,
+) -> Path:
     """Draw the test accuracy of each point of one group over the bytes of its file, a panel for each kind.
+
+    panels: the methods in each; by default `panelled`'s.
 
     Mean and 95 % interval over seeds. Grey, the same in every panel: the front chosen on validation; dashed:
     the network in float32. Unless `linear`, the accuracy axis is logarithmic in the error: 98 and 99 % lie as
@@ -98,7 +107,7 @@ def size_accuracy(points: Iterable[Point], path: str | Path, *, title: str = "",
     if not points:
         raise StudyError("there is nothing to draw: no points")
     lines, reference, best = curves(points), float_point(points), front(points)
-    with _figure(path, panelled(points), title or str(points[0].group)) as axes:
+    with _figure(path, panels or panelled(points), title or str(points[0].group)) as axes:
         first = next(iter(axes.values()))
         for methods, ax in axes.items():
             once = "" if ax is first else "_"  # matplotlib leaves names with an underscore out of the legend

@@ -569,10 +569,14 @@ def _name_all(
 
 
 def _epochs(training: Mapping[str, Any]) -> str:
+    if "file" in training:  # a start that others trained
+        return training["file"]
     return f"{training['epochs']} epoch{'s' * (training['epochs'] != 1)}"
 
 
 def _epochs_and_rate(training: Mapping[str, Any]) -> str:
+    if "file" in training:
+        return training["file"]
     return f"{_epochs(training)}, lr {training['lr']:g}"
 
 

@@ -75,7 +75,8 @@ def run_trial(cell: Cell) -> dict[str, Any]:
             model, losses = trained.model, losses + [epoch.loss for epoch in trained.epochs]
     fitted = clock()
     if losses and not math.isfinite(losses[-1]):
-        return _diverged(cell, data, dataset, losses)
+        untrained = run_trial({**cell, "phases": [{"plan": phase["plan"]} for phase in cell["phases"]]})
+        return diverged(untrained, data, dataset, losses)
 
     artifact = freeze(model)
     priced = "price" in cell["phases"][-1]
@@ -132,12 +133,11 @@ def measure_file(
     }
 
 
-def _diverged(cell: Cell, data: Split, dataset: Dataset, losses: list[float]) -> dict[str, Any]:
-    """What is reported of a training that ended in NaN: the file's size, and one answer for every input.
+def diverged(untrained: dict[str, Any], data: Split, dataset: Dataset, losses: list[float]) -> dict[str, Any]:
+    """What is reported of a training that ended in NaN: the untrained file's size, and one answer for every input.
 
-    A file holds finite weights only, so there is none to evaluate; its size does not depend on the training.
+    A file holds finite weights only, so there is none to evaluate.
     """
-    untrained = run_trial({**cell, "phases": [{"plan": phase["plan"]} for phase in cell["phases"]]})
     labels = {"test": dataset.test_y, "validation": data.val_y}
     for row in untrained["rows"]:
         row |= {"accuracy": 100 * (labels[row["split"]] == 0).double().mean().item(), "loss": math.nan}
