@@ -215,6 +215,7 @@ def compress(
     options: FitOptions = FitOptions(),
     regime: Regime = Regime(),
     calibration: Tensor | None = None,
+    lam: float = 0.0,
     feedback: FeedbackOptions = FeedbackOptions(),
     after_tensor: Callable[[str, FeedbackReport | str], None] | None = None,
     seed: int = 0,
@@ -230,6 +231,7 @@ def compress(
         regime: what moves during training.
         calibration: inputs of the model, a few hundred; weights are then encoded with error feedback, which lowers the
             error of each layer's outputs on such inputs.  Not together with training.
+        lam: with calibration, the price of a bit in squared error of a weight (see `encode_calibrated_`).
         feedback: how errors are fed back.
         after_tensor: called with each tensor's name and what error feedback did for it, or why it did not.
         seed: of k-means seeding and of the order of training examples.
@@ -241,7 +243,11 @@ def compress(
     if calibration is not None:
         if training is not None:
             raise PlanError("training learns to live with rounding as it is; pass calibration or training, not both")
-        return _compress_calibrated(model, plan, calibration, data, feedback, options, after_tensor, generator)
+        return _compress_calibrated(model, plan, calibration, data, lam, feedback, options, after_tensor, generator)
+    if lam:
+        raise PlanError(
+            "lam prices bits where weights are encoded for calibration inputs; pass calibration, or use train"
+        )
     quantize_(model, plan, options=options, regime=regime, generator=generator)
     needs_ranges = [a for a in plan.inputs.values() if a is not None and a.range == "calibrated"]
     if data is None and (training is not None or needs_ranges):
@@ -259,6 +265,7 @@ def _compress_calibrated(
     plan: Plan,
     calibration: Tensor,
     data: tuple[Tensor, Tensor] | None,
+    lam: float,
     feedback: FeedbackOptions,
     options: FitOptions,
     after_tensor: Callable[[str, FeedbackReport | str], None] | None,
@@ -279,6 +286,7 @@ def _compress_calibrated(
         model,
         recipes,
         [calibration],
+        lam=lam,
         feedback=feedback,
         options=options,
         generator=generator,

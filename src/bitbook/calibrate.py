@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
@@ -11,6 +12,7 @@ from bitbook.errors import NoFeedback, PlanError, WeightError
 from bitbook.feedback import ErrorFeedback, FeedbackOptions, FeedbackReport
 from bitbook.importance import parameters_by_name, run, second_moments
 from bitbook.quantizer import FitOptions, Quantized, Quantizer, quantize
+from bitbook.rate.encoding import quantize_priced
 
 
 @torch.no_grad()
@@ -19,6 +21,7 @@ def encode_calibrated_(
     recipes: Mapping[str, Quantizer],
     batches: Iterable[Tensor],
     *,
+    lam: float = 0.0,
     feedback: FeedbackOptions = FeedbackOptions(),
     options: FitOptions = FitOptions(),
     generator: Generator | None = None,
@@ -31,6 +34,9 @@ def encode_calibrated_(
     What no linear layer or convolution uses (biases, embeddings), or a recipe that encodes all columns together, is
     encoded plainly, and first; `after_tensor` gets each tensor's report, or the reason for there being none.
 
+    With `lam`, codes are chosen for their bits, too: λ is squared error per bit of a weight whose error matters as much as
+    its tensor's on average (`ErrorFeedback.average`), so that one λ suits all layers, as one step would.
+
     Raises as `quantize` and `second_moments`, with the tensor's name.
     """
     batches = list(batches)
@@ -38,13 +44,14 @@ def encode_calibrated_(
     uses, forwards = _uses(model, batches, list(recipes))
     encoded: dict[str, Quantized] = {}
 
-    def encode(name: str, encoder: ErrorFeedback | None, reason: str = "") -> None:
+    def encode_one(name: str, encoder: ErrorFeedback | None, reason: str = "") -> None:
+        recipe, weight = recipes[name], parameters[name]
+        price = lam * (1.0 if encoder is None else encoder.average)
         try:
-            encoded[name] = quantize(
-                recipes[name], parameters[name], encoder=encoder, options=options, generator=generator
-            )
+            encode = partial(quantize_priced, lam=price) if lam else quantize
+            encoded[name] = encode(recipe, weight, encoder=encoder, options=options, generator=generator)
         except NoFeedback as error:
-            return encode(name, None, str(error))
+            return encode_one(name, None, str(error))
         except (PlanError, WeightError) as error:
             raise type(error)(f"{name}: {error}") from error
         parameters[name].copy_(encoded[name].decode())
@@ -54,13 +61,13 @@ def encode_calibrated_(
 
     for name in recipes:
         if name not in uses:
-            encode(name, None, "no calibration input reaches it through a linear layer or a convolution")
+            encode_one(name, None, "no calibration input reaches it through a linear layer or a convolution")
     together = {} if feedback.sequential else second_moments(model, batches, list(uses))
     for name, count in uses.items():
         moments = together.get(name)
         if moments is None:
             moments = second_moments(model, batches, [name], first_use=count == forwards)[name]
-        encode(name, ErrorFeedback(moments, feedback))
+        encode_one(name, ErrorFeedback(moments, feedback))
     return {name: encoded[name] for name in recipes}
 
 

@@ -144,6 +144,11 @@ class ErrorFeedback:
         """R_kk² in the order in which single columns are taken, in the shape of a weight, with a mean of one."""
         return self._spread(self._remaining(), shape)
 
+    @functools.cached_property
+    def average(self) -> float:
+        """What a weight's squared error adds to that of the outputs on average, the mean of R_kk²."""
+        return float(self._remaining().mean())
+
     def mapped(self, inputs: F64[Tensor, "cols new"]) -> ErrorFeedback:
         """H of the inputs `inputsᵀ · x`, which `v` sees where `w = v · inputsᵀ`."""
         return ErrorFeedback(inputs.double().mT @ self.moments @ inputs.double(), self.options)
@@ -207,7 +212,7 @@ class ErrorFeedback:
         if (
             unbounded and step is None and lam > 0
         ):  # where error falls by λ for a bit, at high rate (Gish & Pierce 1968)
-            step = math.sqrt(6 * lam / math.log(2) / float(self._remaining().mean()))
+            step = math.sqrt(lam / recipe.price_of_step / self.average)
 
         def cost(found: Quantized) -> float:
             return self.error(w, found) + lam * sum(

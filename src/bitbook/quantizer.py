@@ -11,6 +11,7 @@ A `Quantizer` is a recipe: a frozen dataclass that owns no tensors and holds onl
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -105,6 +106,8 @@ class Quantizer(ABC):
     """Whether each block's codes follow from that block alone, given the side tensors."""
     trains_codes = True
     """False where codes are fixed during training and the side tensors learn, as in a codebook."""
+    price_of_step = math.log(2) / 6
+    """λ that suits a step of one at high rate, where codes have no bound (Gish & Pierce 1968)."""
     learns_side = False
     """Whether side tensors learn beside latent weights, where the regime does not say."""
     codes_by_row = True

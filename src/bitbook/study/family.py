@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from bitbook.apply import freeze, quantize_, quantize_dense, restore
+from bitbook.apply import compress, freeze, quantize_, quantize_dense, restore
 from bitbook.artifact import Artifact
 from bitbook.batchnorm import absorb_statistics, fixed_statistics, normalisations, shift_statistics
 from bitbook.data import Split
@@ -317,9 +317,10 @@ def compressed(
     """
     (phase,) = cell["phases"]
     options, regime = FitOptions(**cell.get("fit", {})), Regime(**cell.get("regime", {}))
-    # ERROR FEEDBACK PLUGS IN HERE: a cell with "feedback" returns `compress(model, plan, calibration=…)`, no losses.
     if "feedback" in cell:
-        raise PlanError("there is no error feedback yet; leave 'feedback' out of the cell")
+        lam = cell["feedback"]["lam"]
+        plan, seed = Plan.from_json(phase["plan"]), cell["seed"]
+        return compress(model, plan, options=options, calibration=calibration, lam=lam, seed=seed), []
     trained = copy.deepcopy(model)
     quantize_(trained, Plan.from_json(phase["plan"]), options=options, regime=regime, generator=generator)
     if "tune" not in phase:

@@ -174,6 +174,10 @@ class Transform(Quantizer):
         return {**own, **self.inner.recentre(self.forward(w, own), codes, inner, importance=weights)}
 
     @property
+    def price_of_step(self) -> float:  # type: ignore[override]
+        return self.inner.price_of_step
+
+    @property
     def independent_blocks(self) -> bool:  # type: ignore[override]
         return self.inner.independent_blocks
 
