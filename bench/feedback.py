@@ -81,7 +81,10 @@ def layer(title: str, w: Tensor, seen: Moments, held_out: Moments) -> None:
         bytes, error = measure(make())
         seconds = time.perf_counter() - start
         reference = interpolated(rounding, bytes)
-        print(f"| {name} | {bytes:,} | {error:.3g} | {reference:.3g} | {error / reference:.3f} | {seconds:.1f} |")
+        print(
+            f"| {name} | {bytes:,} | {error:.3g} | {reference:.3g} | {error / reference:.3f} | {seconds:.1f} |",
+            flush=True,
+        )
 
     for k in (-4, 0, 4):
         options = FitOptions(step=rms * 2 ** (k / 4))
