@@ -35,8 +35,9 @@ class Codebook(Quantizer):
 
     `size` is a number of codewords, or a float in (0, 1]: that fraction of the number of blocks, rounded
     down, at least one.  `block` is the codeword's shape: `(1, -1)` rows, `(-1, 1)` columns, `(1, 4)`
-    vectors of four inputs.  `centroids` says how the codewords are themselves stored; anything coarser than
-    a float is applied inside the k-means loop, so that blocks are assigned to the codewords as stored.
+    vectors of four inputs; codewords of single weights, `(1, 1)`, are the best of all.  `centroids` says how the
+    codewords are themselves stored; anything coarser than a float is applied inside the k-means loop, so that blocks
+    are assigned to the codewords as stored.
 
     Training keeps the assignments and moves the codewords.
     """
