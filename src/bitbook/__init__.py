@@ -33,7 +33,13 @@ from bitbook.scalar.leaves import Float as Float
 from bitbook.scalar.leaves import Integer as Integer
 from bitbook.scalar.levels import Binary as Binary
 from bitbook.scalar.levels import Ternary as Ternary
+from bitbook.scalar.lloyd_max import GAUSS as GAUSS
+from bitbook.scalar.lloyd_max import LAPLACE as LAPLACE
+from bitbook.scalar.lloyd_max import lloyd_max as lloyd_max
 from bitbook.scalar.pruned import Pruned as Pruned
+from bitbook.scalar.table import NF4 as NF4
+from bitbook.scalar.table import PowersOfTwo as PowersOfTwo
+from bitbook.scalar.table import Table as Table
 from bitbook.scalar.uniform import Uniform as Uniform
 from bitbook.vector.codebook import Codebook as Codebook
 

@@ -20,11 +20,13 @@ from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.leaves import Float, Integer
 from bitbook.scalar.levels import Binary, Ternary
 from bitbook.scalar.pruned import Pruned
+from bitbook.scalar.table import PowersOfTwo, Table
 from bitbook.scalar.uniform import Uniform
 from bitbook.vector.codebook import Codebook
 
 KINDS: Mapping[str, type[Quantizer]] = {
-    kind.__name__: kind for kind in (Float, Integer, Uniform, Binary, Ternary, Pruned, Codebook, ECSQ)
+    kind.__name__: kind
+    for kind in (Float, Integer, Uniform, Binary, Ternary, Pruned, Codebook, ECSQ, Table, PowersOfTwo)
 }
 """Every quantizer that a plan or a file can name."""
 

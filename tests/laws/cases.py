@@ -5,7 +5,23 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from bitbook import ECSQ, Binary, Codebook, FitOptions, Float, Integer, Pruned, Quantizer, Ternary, Uniform
+from bitbook import (
+    ECSQ,
+    GAUSS,
+    NF4,
+    Binary,
+    Codebook,
+    FitOptions,
+    Float,
+    Integer,
+    PowersOfTwo,
+    Pruned,
+    Quantizer,
+    Table,
+    Ternary,
+    Uniform,
+    lloyd_max,
+)
 from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
 from bitbook.coding.context import Context
@@ -73,6 +89,10 @@ QUANTIZERS = [
     Case(ECSQ(1, (1, -1))),
     Case(ECSQ(2, (3, 4), points=Uniform(8, (1, -1)))),
     Case(Uniform(4, (1, 4), scale=ECSQ())),
+    Case(Table(NF4)),
+    Case(Table(NF4, (1, 4), scale=Uniform(8))),
+    Case(Table((-1, 0.5, 2), (3, 4)), "mse"),
+    Case(PowersOfTwo(4, (1, -1), scale=Float("bfloat16"))),
 ]
 
 LADDERS: list[list[Quantizer]] = [
@@ -80,6 +100,7 @@ LADDERS: list[list[Quantizer]] = [
     [Uniform(bits, (1, 16)) for bits in range(2, 9)],
     [Uniform(bits, symmetric=False) for bits in range(1, 9)],
     [Binary(), Ternary()],
+    [Table(lloyd_max(GAUSS, size).levels, (1, 16)) for size in (3, 7, 15, 31)],
     [Codebook(2**bits, (1, 1)) for bits in range(1, 6)],
     [Codebook(size, (1, 4)) for size in (1, 4, 16, 64)],
     [Codebook(32, (1, 4), centroids=Uniform(bits)) for bits in range(2, 8)],
