@@ -42,6 +42,7 @@ from bitbook.scalar.table import PowersOfTwo as PowersOfTwo
 from bitbook.scalar.table import Table as Table
 from bitbook.scalar.uniform import Uniform as Uniform
 from bitbook.vector.codebook import Codebook as Codebook
+from bitbook.vector.residual import Residual as Residual
 
 ledger = read_ledger
 """`bitbook.ledger(path)`: what every byte of a file is for."""

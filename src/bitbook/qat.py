@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bitbook.errors import PlanError
-from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, StraightThrough, checked, with_children
+from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, StraightThrough, checked
 from bitbook.scalar.leaves import Float, Integer
 
 
@@ -74,17 +74,17 @@ class FakeQuantize(nn.Module):
         habit = recipe.learns_side or not recipe.trains_codes
         learned = frozen or regime.side == "learned" or (regime.side is None and habit)
         self._reassign_every, self._forwards = regime.reassign_every, 0
-        below = recipe.child_options(options)
         self.side = nn.Module()  # a ModuleDict would refuse names such as "values"
         for name, child in self.recipe.children(self.shape).items():
             trains = learned and not isinstance(child.recipe, Integer)
             value = nn.Parameter(fitted[name]) if trains else fitted[name]
             follows = Regime() if learned else Regime("latent", "refreshed")
             fixed = Generator().manual_seed(0)  # as quantize_side: a function of the value alone
+            below = self.recipe.side_options(name, options)
             source = FakeQuantize(child.recipe, value, regime=follows, options=below, generator=fixed)
             self.side.add_module(name, source)
         self.refreshes = not learned and bool(self.side._modules)
-        self.recipe = with_children(self.recipe, {name: source.recipe for name, source in self._sources()})
+        self.recipe = self.recipe.with_children({name: source.recipe for name, source in self._sources()})
         self._exact = self.recipe == Float() and not frozen and regime.reassign_every == 1
         self._code_names: tuple[str, ...] = ()
         if frozen:

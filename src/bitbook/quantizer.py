@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
-from bitbook.blocks import Shape
+from bitbook.blocks import Grid, Shape
 from bitbook.errors import PlanError, WeightError
 
 Range = Literal["minmax", "absmax", "mse", "mean", "lsq"]
@@ -97,6 +97,8 @@ class Quantizer(ABC):
     """False where codes are fixed during training and the side tensors learn, as in a codebook."""
     learns_side = False
     """Whether side tensors learn beside latent weights, where the regime does not say."""
+    idempotent = True
+    """Whether quantizing a result gives it again; not where codes are searched for and the search may miss it."""
 
     # -- what the decoder needs ----------------------------------------------------------------
     @abstractmethod
@@ -114,6 +116,21 @@ class Quantizer(ABC):
     def child_options(self, options: FitOptions) -> FitOptions:
         """How side tensors are fitted.  Scales are positive, where only the absmax range makes sense."""
         return FitOptions(range="absmax")
+
+    def side_options(self, name: str, options: FitOptions) -> FitOptions:
+        """How the side tensor `name` is fitted; default: as all are."""
+        return self.child_options(options)
+
+    def with_children(self, children: Mapping[str, Quantizer]) -> Quantizer:
+        """The recipe with its side tensors' recipes as these were resolved; a side tensor's field has its name."""
+        own = {f.name for f in fields(self)} & children.keys()
+        return replace(self, **{name: children[name] for name in own})
+
+    def grids(self, shape: Shape) -> Iterator[Grid]:
+        """The grids that decoding lays a tensor of `shape` out on, which take memory where they are padded."""
+        block = getattr(self, "block", None)
+        if block is not None:
+            yield Grid.of(shape, block, pad=getattr(self, "pad", False))
 
     def resolve(self, shape: Shape, side: Mapping[str, Tensor] | None = None) -> Quantizer:
         """The recipe with everything relative made absolute, first by the shape, then by the fit."""
@@ -254,11 +271,11 @@ def quantize(
     fitted = recipe.fit(w, importance=importance, options=options, generator=generator)
     recipe = recipe.resolve(shape, fitted)
     side = {
-        name: quantize_side(child.recipe, fitted[name], recipe.child_options(options))
+        name: quantize_side(child.recipe, fitted[name], recipe.side_options(name, options))
         for name, child in recipe.children(shape).items()
     }
     codes = recipe.encode(w, {name: q.decode() for name, q in side.items()}, importance=importance)
-    return Quantized(with_children(recipe.decoder(), {n: q.recipe for n, q in side.items()}), shape, codes, side)
+    return Quantized(recipe.decoder().with_children({n: q.recipe for n, q in side.items()}), shape, codes, side)
 
 
 def quantize_side(recipe: Quantizer, value: Tensor, options: FitOptions) -> Quantized:
@@ -283,7 +300,7 @@ def select_rows(quantized: Quantized, rows: Int[Tensor, " kept"]) -> Quantized |
             return None
         side[name] = kept
     codes = {name: stream[rows] if len(stream) == count else stream for name, stream in quantized.codes.items()}
-    recipe = with_children(quantized.recipe, {name: kept.recipe for name, kept in side.items()})
+    recipe = quantized.recipe.with_children({name: kept.recipe for name, kept in side.items()})
     try:
         grids = {spec.name: spec.grid for spec in recipe.layout(shape)}
         shapes = {name: child.shape for name, child in recipe.children(shape).items()}
@@ -292,12 +309,6 @@ def select_rows(quantized: Quantized, rows: Int[Tensor, " kept"]) -> Quantized |
     apart = all(len(child) == 2 for child in shapes.values())  # other side tensors belong to elements, as Pruned's do
     fits = grids == {n: tuple(c.shape) for n, c in codes.items()} and shapes == {n: q.shape for n, q in side.items()}
     return Quantized(recipe, shape, codes, side) if apart and fits else None
-
-
-def with_children(recipe: Quantizer, children: Mapping[str, Quantizer]) -> Quantizer:
-    """`recipe` with its side tensors' recipes as these were resolved; a side tensor's field has its name."""
-    own = {f.name for f in fields(recipe)} & children.keys()
-    return replace(recipe, **{name: children[name] for name in own})
 
 
 def checked(w: Tensor) -> Tensor:

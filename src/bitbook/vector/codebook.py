@@ -88,7 +88,7 @@ class Codebook(Quantizer):
         generator: Generator | None = None,
     ) -> dict[str, Tensor]:
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
-        weights = _weights(grid, w, importance)
+        weights = block_weights(grid, w, importance)
 
         def stored(centroids: F32[Tensor, "k d"]) -> F32[Tensor, "k d"]:
             return quantize_side(self.centroids, centroids, self.child_options(options)).decode()
@@ -106,7 +106,7 @@ class Codebook(Quantizer):
 
     def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
-        labels = assign(grid.split(w), side["centroids"], weights=_weights(grid, w, importance))
+        labels = assign(grid.split(w), side["centroids"], weights=block_weights(grid, w, importance))
         return {"codes": labels.to(code_dtype(self._codewords)).reshape(grid.R, grid.C)}
 
     def encode_priced(
@@ -117,7 +117,7 @@ class Codebook(Quantizer):
         if bits is None:
             raise PlanError(f"{self!r}: its codes have no order, so that a price must name each symbol's bits")
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
-        weights, centroids = _weights(grid, w, importance), side["centroids"]
+        weights, centroids = block_weights(grid, w, importance), side["centroids"]
         labels = []
         for i in range(0, grid.R * grid.C, _CHUNK):
             blocks = grid.split(w)[i : i + _CHUNK]
@@ -153,7 +153,7 @@ class Codebook(Quantizer):
         return self.size
 
 
-def _weights(grid: Grid, w: Tensor, importance: Tensor | None) -> F32[Tensor, "blocks size"] | None:
+def block_weights(grid: Grid, w: Tensor, importance: Tensor | None) -> F32[Tensor, "blocks size"] | None:
     """Weights of squared errors by block; padding weighs nothing, since decode drops it."""
     if importance is None and not grid.padded:
         return None
