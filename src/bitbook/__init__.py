@@ -37,11 +37,13 @@ from bitbook.scalar.lloyd_max import GAUSS as GAUSS
 from bitbook.scalar.lloyd_max import LAPLACE as LAPLACE
 from bitbook.scalar.lloyd_max import lloyd_max as lloyd_max
 from bitbook.scalar.pruned import Pruned as Pruned
+from bitbook.scalar.sign_magnitude import SignMagnitude as SignMagnitude
 from bitbook.scalar.table import NF4 as NF4
 from bitbook.scalar.table import PowersOfTwo as PowersOfTwo
 from bitbook.scalar.table import Table as Table
 from bitbook.scalar.uniform import Uniform as Uniform
 from bitbook.vector.codebook import Codebook as Codebook
+from bitbook.vector.gain_shape import GainShape as GainShape
 from bitbook.vector.residual import Residual as Residual
 
 ledger = read_ledger

@@ -20,14 +20,30 @@ from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.leaves import Float, Integer
 from bitbook.scalar.levels import Binary, Ternary
 from bitbook.scalar.pruned import Pruned
+from bitbook.scalar.sign_magnitude import SignMagnitude
 from bitbook.scalar.table import PowersOfTwo, Table
 from bitbook.scalar.uniform import Uniform
 from bitbook.vector.codebook import Codebook
+from bitbook.vector.gain_shape import GainShape
 from bitbook.vector.residual import Residual
 
 KINDS: Mapping[str, type[Quantizer]] = {
     kind.__name__: kind
-    for kind in (Float, Integer, Uniform, Binary, Ternary, Pruned, Codebook, ECSQ, Table, PowersOfTwo, Residual)
+    for kind in (
+        Float,
+        Integer,
+        Uniform,
+        Binary,
+        Ternary,
+        Pruned,
+        Codebook,
+        ECSQ,
+        Table,
+        PowersOfTwo,
+        Residual,
+        SignMagnitude,
+        GainShape,
+    )
 }
 """Every quantizer that a plan or a file can name."""
 

@@ -102,7 +102,7 @@ class Codebook(Quantizer):
             project=None if self.centroids == Float() else stored,
             generator=generator,
         ).centroids
-        return {"centroids": _distinct(centroids, stored)}
+        return {"centroids": distinct_rows(centroids, stored)}
 
     def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
@@ -160,7 +160,7 @@ def block_weights(grid: Grid, w: Tensor, importance: Tensor | None) -> F32[Tenso
     return grid.split(torch.ones_like(w) if importance is None else importance)
 
 
-def _distinct(centroids: F32[Tensor, "k d"], stored: Callable[[Tensor], Tensor]) -> F32[Tensor, "k d"]:
+def distinct_rows(centroids: F32[Tensor, "k d"], stored: Callable[[Tensor], Tensor]) -> F32[Tensor, "k d"]:
     """Drop centroids that come back from storage as duplicates: their codes would be wasted.
 
     Dropping one may move a fitted scale and so create new duplicates, hence the loop.
