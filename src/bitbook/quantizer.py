@@ -191,6 +191,14 @@ class Quantizer(ABC):
             codes = self.encode(w, side)
         return StraightThrough.apply(w, self.decode(codes, side, tuple(w.shape)))
 
+    def soft(self, w: Tensor, side: Mapping[str, Tensor], temperature: float) -> Tensor:
+        """A mean over codes, those nearest to `w` weighing most, differentiable in `w` and `side`; `Regime(codes="soft")`.
+
+        `temperature` is a squared distance between codewords.  Raises `PlanError` where codes
+        are no choice among codewords.
+        """
+        raise PlanError(f"{self!r} has no soft codes; use a Codebook, or Regime(codes='latent')")
+
     def __repr__(self) -> str:
         """The shortest call that makes an equal recipe: `Uniform(4, block=(1, 32))`."""
         shown = [(f.name, getattr(self, f.name), f.default) for f in fields(self)]

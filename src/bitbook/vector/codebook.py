@@ -25,6 +25,7 @@ from bitbook.quantizer import (
 )
 from bitbook.scalar.leaves import Float
 from bitbook.vector.kmeans import assign, kmeans
+from bitbook.vector.soft import soft_codewords
 
 _CHUNK = 1 << 14  # blocks whose distances to all codewords are held at once
 
@@ -132,6 +133,12 @@ class Codebook(Quantizer):
         grid = Grid.of(shape, self.block, pad=self.pad)
         labels = codes["codes"].reshape(-1).long()
         return grid.join(side["centroids"].index_select(0, labels), shape)
+
+    def soft(self, w: Tensor, side: Mapping[str, Tensor], temperature: float) -> Tensor:
+        """The attention-weighted mean of the codewords (DKM, Cho et al. 2022)."""
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        mixed = soft_codewords(grid.split(w), side["centroids"], temperature, block_weights(grid, w, None))
+        return grid.join(mixed, tuple(w.shape))
 
     def without_unused(self, quantized: Quantized) -> Quantized:
         """Drop codewords without blocks, and renumber the rest; where their storage leaves no row out, keep all."""
