@@ -192,7 +192,7 @@ class Quantizer(ABC):
         return StraightThrough.apply(w, self.decode(codes, side, tuple(w.shape)))
 
     def soft(self, w: Tensor, side: Mapping[str, Tensor], temperature: float) -> Tensor:
-        """A mean over codes, those nearest to `w` weighing most, differentiable in `w` and `side`; `Regime(codes="soft")`.
+        """A mean over codes, the nearest weighing most, differentiable in `w` and `side`: `Regime(codes="soft")`.
 
         `temperature` is a squared distance between codewords.  Raises `PlanError` where codes
         are no choice among codewords.
