@@ -4,6 +4,9 @@ All get the same iterations (they end early only where no label changes), restar
 subsample. Repetitions are interleaved, so that a slow moment of the machine meets all three; a ratio is the
 median of the ratios within a repetition. Inertia is computed here, in float64, from each one's centroids.
 bitbook and scikit-learn seed by greedy k-means++, which costs time; faiss starts from random points.
+
+On a line the optimum is known: there kmeans1d, and with weights ckwrap, are the peers, by seconds of processor time.
+They run in an environment of their own, `.bench/line`.
 """
 
 from __future__ import annotations
@@ -11,18 +14,27 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
 from bitbook.vector.kmeans import assign, kmeans
+from bitbook.vector.line import optimal_centroids
 
+HERE = Path(__file__).parent
 FAISS_INSTALL = "pip install faiss-cpu"
+LINE = HERE.parent / ".bench" / "line" / "bin" / "python"
+LINE_INSTALL = "python -m venv .bench/line && .bench/line/bin/pip install kmeans1d==0.5.0 ckwrap==1.2.3"
+LINE_CASES = ((100_000, 16), (10_000, 16), (100_000, 256))
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,55 @@ def measure(case: Case, runs: dict[str, Run], repetitions: int) -> list[dict[str
     ]
 
 
+def processor_seconds(call: Callable[[], object], repetitions: int) -> float:
+    """The mean, after a call that compiles and loads."""
+    call()
+    start = time.process_time()
+    for _ in range(repetitions):
+        call()
+    return (time.process_time() - start) / repetitions
+
+
+def measure_line(n: int, k: int, repetitions: int) -> list[dict[str, object]]:
+    """bitbook with and without weights, each beside its peer."""
+    rng = np.random.default_rng(0)
+    points, weights = rng.standard_normal(n).astype(np.float32), rng.uniform(0.1, 1, n).astype(np.float32)
+    peers: dict[str, dict[str, object]] = {}
+    if LINE.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "scalars.npz"
+            np.savez(path, points=points, weights=weights)
+            environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+            command = [LINE, HERE / "peers" / "line.py", path, str(k)]
+            run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        peers = json.loads(run.stdout)
+    rows: list[dict[str, object]] = []
+    for own, peer, mass in (("bitbook", "kmeans1d", None), ("bitbook, weighted", "ckwrap, weighted", weights)):
+        took = processor_seconds(lambda mass=mass: optimal_centroids(points, k, mass), repetitions)
+        found = {own: (took, optimal_centroids(points, k, mass))}
+        if peer in peers:
+            found[peer] = (cast(float, peers[peer]["seconds"]), np.array(peers[peer]["centroids"]))
+        costs = {name: line_cost(points, centroids, mass) for name, (_, centroids) in found.items()}
+        rows += [
+            {
+                "case": f"{n:,} scalars, k={k}",
+                "library": name,
+                "median_seconds": spent,
+                "mean_inertia": costs[name],
+                "time_ratio": took / spent,
+                "inertia_ratio": costs[own] / costs[name],
+            }
+            for name, (spent, _) in found.items()
+        ]
+    return rows
+
+
+def line_cost(points: np.ndarray, centroids: np.ndarray, weights: np.ndarray | None) -> float:
+    middles = (centroids[1:].astype(np.float64) + centroids[:-1]) / 2
+    square = (points.astype(np.float64) - centroids[np.searchsorted(middles, points)]) ** 2
+    return float((square if weights is None else square * weights).sum())
+
+
 def main() -> None:
     """Measure all cases, print a table, write JSON where asked."""
     parser = argparse.ArgumentParser(description="Compare k-means of bitbook, scikit-learn and faiss.")
@@ -139,17 +200,28 @@ def main() -> None:
         skipped["faiss"] = FAISS_INSTALL
 
     rows: list[dict[str, object]] = []
-    print(f"{'library':<14}{'median s':>10}{'bitbook/it':>12}{'mean inertia':>16}{'bitbook/it':>12}")
+
+    def show(row: dict[str, object]) -> None:
+        rows.append(row)
+        print(
+            f"  {row['library']:<18}{row['median_seconds']:>10.4f}{row['time_ratio']:>12.2f}"
+            f"{row['mean_inertia']:>16,.2f}{row['inertia_ratio']:>12.4f}"
+        )
+
+    print(f"{'library':<20}{'median s':>10}{'bitbook/it':>12}{'mean inertia':>16}{'bitbook/it':>12}")
+    for n, k in LINE_CASES:
+        print(f"{n:,} scalars, k={k}")
+        for row in measure_line(n, k, options.repetitions):
+            show(row)
+        if not LINE.exists():
+            print(f"  kmeans1d and ckwrap skipped: not installed; run: {LINE_INSTALL}")
+            rows.append({"case": f"{n:,} scalars, k={k}", "library": "kmeans1d, ckwrap", "skipped": LINE_INSTALL})
     for case in CASES:
         print(case)
         for row in measure(case, runs, options.repetitions):
-            print(
-                f"  {row['library']:<12}{row['median_seconds']:>10.4f}{row['time_ratio']:>12.2f}"
-                f"{row['mean_inertia']:>16,.2f}{row['inertia_ratio']:>12.4f}"
-            )
-            rows.append(row)
+            show(row)
         for name, install in skipped.items():
-            print(f"  {name:<12}skipped: not installed; run: {install}")
+            print(f"  {name:<18}skipped: not installed; run: {install}")
             rows.append({"case": str(case), "library": name, "skipped": install})
     if options.json:
         report = {"threads": options.threads, "repetitions": options.repetitions, "rows": rows}

@@ -40,7 +40,14 @@ from bitbook.scalar.leaves import Float as Float
 from bitbook.scalar.leaves import Integer as Integer
 from bitbook.scalar.levels import Binary as Binary
 from bitbook.scalar.levels import Ternary as Ternary
+from bitbook.scalar.lloyd_max import GAUSS as GAUSS
+from bitbook.scalar.lloyd_max import LAPLACE as LAPLACE
+from bitbook.scalar.lloyd_max import lloyd_max as lloyd_max
 from bitbook.scalar.pruned import Pruned as Pruned
+from bitbook.scalar.sign_magnitude import SignMagnitude as SignMagnitude
+from bitbook.scalar.table import NF4 as NF4
+from bitbook.scalar.table import PowersOfTwo as PowersOfTwo
+from bitbook.scalar.table import Table as Table
 from bitbook.scalar.uniform import Uniform as Uniform
 from bitbook.transforms.balanced import Balanced as Balanced
 from bitbook.transforms.permuted import Permuted as Permuted
@@ -48,6 +55,8 @@ from bitbook.transforms.rotated import Rotated as Rotated
 from bitbook.trellis.tcq import TCQ as TCQ
 from bitbook.trellis.trellis import Trellis as Trellis
 from bitbook.vector.codebook import Codebook as Codebook
+from bitbook.vector.gain_shape import GainShape as GainShape
+from bitbook.vector.residual import Residual as Residual
 
 ledger = read_ledger
 """`bitbook.ledger(path)`: what every byte of a file is for."""

@@ -22,6 +22,8 @@ from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.leaves import Float, Integer
 from bitbook.scalar.levels import Binary, Ternary
 from bitbook.scalar.pruned import Pruned
+from bitbook.scalar.sign_magnitude import SignMagnitude
+from bitbook.scalar.table import PowersOfTwo, Table
 from bitbook.scalar.uniform import Uniform
 from bitbook.transforms.balanced import Balanced
 from bitbook.transforms.permuted import Permuted
@@ -29,11 +31,14 @@ from bitbook.transforms.rotated import Rotated
 from bitbook.trellis.tcq import TCQ
 from bitbook.trellis.trellis import Trellis
 from bitbook.vector.codebook import Codebook
+from bitbook.vector.gain_shape import GainShape
+from bitbook.vector.residual import Residual
 
 KINDS: Mapping[str, type[Quantizer]] = {
     kind.__name__: kind
     for kind in (
-        *(Float, Integer, Uniform, Binary, Ternary, Pruned, Codebook, ECSQ),
+        *(Float, Integer, Uniform, Binary, Ternary, Table, PowersOfTwo, Pruned, ECSQ),
+        *(Codebook, Residual, SignMagnitude, GainShape),
         *(Trellis, TCQ),
         *(Lattice, E8P),
         *(Rotated, Balanced, Permuted),
@@ -170,7 +175,7 @@ def recipe_to_json(recipe: Quantizer) -> Any:
         if isinstance(value, Quantizer):
             value = recipe_to_json(value)
         elif isinstance(value, tuple):
-            value = list(value)
+            value = [recipe_to_json(v) if isinstance(v, Quantizer) else v for v in value]
         if f is first:
             positional.append(value)
         else:
@@ -221,6 +226,8 @@ def parse_recipe(text: str) -> Quantizer:
 
 def _node_to_json(node: ast.expr) -> Any:
     """A call as `recipe_from_json` reads it, every argument by its name; a literal as what it stands for."""
+    if isinstance(node, ast.Tuple | ast.List) and any(isinstance(part, ast.Call) for part in node.elts):
+        return [_node_to_json(part) for part in node.elts]
     if not isinstance(node, ast.Call):
         try:
             return ast.literal_eval(node)
@@ -250,6 +257,8 @@ def _field_types(kind: type[Quantizer]) -> dict[str, Any]:
 def _read_field(kind: type[Quantizer], name: str, expected: Any, value: Any, depth: int) -> Any:
     if expected is Quantizer:
         return recipe_from_json(value, depth=depth + 1)
+    if expected == tuple[Quantizer, ...] and isinstance(value, list):
+        return tuple(recipe_from_json(v, depth=depth + 1) for v in value)
     if typing.get_origin(expected) is tuple and isinstance(value, list):
         return tuple(value)  # the recipe checks its own tuples
     if typing.get_origin(expected) is Literal:

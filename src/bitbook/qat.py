@@ -2,6 +2,7 @@
 
     latent w ──► FakeQuantize ──► ŵ ──► layer          latent: the float weight lives on
     codes    ──► FakeQuantize ──► ŵ ──► layer          frozen codes: only the side tensors learn
+    latent w ──► FakeQuantize ──► mean of codewords    soft codes: nearest ones outside training
                    │ freeze
                    ▼
                 Quantized ──► file                     bit for bit what training saw
@@ -11,6 +12,7 @@ A `FakeQuantize` mirrors a recipe: one for the weight, one below it for each sid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, ItemsView, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -22,23 +24,35 @@ from bitbook.errors import PlanError
 from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, StraightThrough, checked
 from bitbook.scalar.leaves import Float, Integer
 
+_COLDEST = 1e-5  # of a code's mean squared length: colder than that, soft codes are decided by rounding
+
 
 @dataclass(frozen=True)
 class Regime:
     """What moves during training; None takes each quantizer's own habit."""
 
-    codes: Literal["latent", "frozen"] | None = None
-    """"latent": the float weight trains and is quantized in each forward; "frozen": codes stay as fitted."""
+    codes: Literal["latent", "frozen", "soft"] | None = None
+    """"latent": the float weight trains and is quantized in each forward; "frozen": codes stay as fitted; "soft": the
+    float weight trains, and a training forward gives a mean of codewords, the nearest weighing most (DKM, Cho et al.
+    2022), while evaluation and `freeze` take the nearest."""
     side: Literal["refreshed", "learned"] | None = None
     """"refreshed": side tensors follow the latent weight in closed form; "learned": they are parameters."""
     reassign_every: int = 1
     """With latent codes: encode anew every so many training forwards, and reuse the codes in between."""
+    temperature: float = 0.2
+    """Of soft codes: the squared distance at which a codeword's weight falls by e, in multiples of the mean squared
+    error of the nearest ones at the fit.  It stays: if it followed the error, weights that drift from their codewords
+    would see ever softer ones."""
 
     def __post_init__(self) -> None:
         if self.codes == "frozen" and self.side == "refreshed":
             raise PlanError("frozen codes leave only the side tensors to train; use side='learned'")
         if self.reassign_every < 1:
             raise PlanError(f"{self.reassign_every=}: use 1 or more")
+        if self.codes == "soft" and self.reassign_every > 1:
+            raise PlanError("soft codes are a mean in every forward; leave reassign_every at 1")
+        if not 0 < self.temperature < math.inf:
+            raise PlanError(f"{self.temperature=}: use a positive multiple of the mean squared error")
 
 
 class FakeQuantize(nn.Module):
@@ -74,13 +88,14 @@ class FakeQuantize(nn.Module):
         habit = recipe.learns_side or not recipe.trains_codes
         learned = frozen or regime.side == "learned" or (regime.side is None and habit)
         self._reassign_every, self._forwards = regime.reassign_every, 0
+        self._temperature: float | None = None
         self.side = nn.Module()  # a ModuleDict would refuse names such as "values"
         for name, child in self.recipe.children(self.shape).items():
             trains = learned and not isinstance(child.recipe, Integer)
             value = nn.Parameter(fitted[name]) if trains else fitted[name]
             follows = Regime() if learned else Regime("latent", "refreshed")
             fixed = Generator().manual_seed(0)  # as quantize_side: a function of the value alone
-            below = recipe.side_options(name, options)
+            below = self.recipe.side_options(name, options)
             source = FakeQuantize(child.recipe, value, regime=follows, options=below, generator=fixed)
             self.side.add_module(name, source)
         self.refreshes = not learned and bool(self.side._modules)
@@ -96,6 +111,10 @@ class FakeQuantize(nn.Module):
         if frozen or self._reassign_every > 1:
             with torch.no_grad():
                 self._keep(self.recipe.encode(w, self._side_values(), importance=importance))
+        if regime.codes == "soft":
+            with torch.no_grad():
+                self._temperature = self._warmth(w, regime.temperature)
+                self.recipe.soft(w, self._side_values(), self._temperature)  # refuses here rather than in training
 
     @property
     def codes(self) -> dict[str, Tensor]:
@@ -114,7 +133,9 @@ class FakeQuantize(nn.Module):
                 return latent
             w = latent.float()
             side = self._refreshed(w) if self.refreshes else self._side_values()
-            if self._code_names:
+            if self._temperature is not None and self.training:
+                value = self.recipe.soft(w, side, self._temperature)
+            elif self._code_names:
                 value = self._between_assignments(w, side)
             else:
                 value = self.recipe.surrogate(w, side, self.options)
@@ -201,6 +222,14 @@ class FakeQuantize(nn.Module):
         for name, source in sources:
             source._buffers["latent"] = new[name]
         return {name: source.forward() for name, source in sources}
+
+    def _warmth(self, w: Tensor, multiple: float) -> float:
+        """The squared distance that is `multiple` times the mean squared error of a code."""
+        side = self._side_values()
+        gap = w - self.recipe.decode(self.recipe.encode(w, side), side, self.shape)
+        codes = math.prod(self.recipe.layout(self.shape)[0].grid)
+        coldest = _COLDEST * float(w.square().sum()) / codes
+        return multiple * float(gap.square().sum()) / codes + coldest + torch.finfo(torch.float32).tiny
 
     def _between_assignments(self, w: Tensor, side: dict[str, Tensor]) -> Tensor:
         if self._reassign_every and self.training and torch.is_grad_enabled():

@@ -22,7 +22,7 @@ from jaxtyping import Float64 as F64
 from jaxtyping import Int
 from torch import Generator, Tensor
 
-from bitbook.blocks import Shape
+from bitbook.blocks import Grid, Shape
 from bitbook.columns import Feedback, Parts
 from bitbook.errors import NoFeedback, PlanError, WeightError
 
@@ -112,6 +112,8 @@ class Quantizer(ABC):
     """Whether side tensors learn beside latent weights, where the regime does not say."""
     codes_by_row = True
     """False where a row of codes is not the codes of a row, although a stream has as many rows as the tensor."""
+    idempotent = True
+    """Whether quantizing a result gives it again; not where codes are searched for and the search may miss it."""
 
     # -- what the decoder needs ----------------------------------------------------------------
     @abstractmethod
@@ -131,8 +133,19 @@ class Quantizer(ABC):
         return FitOptions(range="absmax")
 
     def side_options(self, name: str, options: FitOptions) -> FitOptions:
-        """How the side tensor `name` is fitted, where that differs from tensor to tensor."""
+        """How the side tensor `name` is fitted; default: as all are."""
         return self.child_options(options)
+
+    def with_children(self, children: Mapping[str, Quantizer]) -> Quantizer:
+        """The recipe with its side tensors' recipes as these were resolved; a side tensor's field has its name."""
+        own = {f.name for f in fields(self)} & children.keys()
+        return replace(self, **{name: children[name] for name in own})
+
+    def grids(self, shape: Shape) -> Iterator[Grid]:
+        """The grids that decoding lays a tensor of `shape` out on, which take memory where they are padded."""
+        block = getattr(self, "block", None)
+        if block is not None:
+            yield Grid.of(shape, block, pad=getattr(self, "pad", False))
 
     def resolve(self, shape: Shape, side: Mapping[str, Tensor] | None = None) -> Quantizer:
         """The recipe with everything relative made absolute, first by the shape, then by the fit."""
@@ -141,11 +154,6 @@ class Quantizer(ABC):
     def decoder(self) -> Quantizer:
         """The recipe as a file states it, without what only an encoder needs."""
         return self
-
-    def with_children(self, children: Mapping[str, Quantizer]) -> Quantizer:
-        """The recipe with its side tensors' recipes as these were resolved; a side tensor's field has its name."""
-        own = {f.name for f in fields(self)} & children.keys()
-        return replace(self, **{name: children[name] for name in own})
 
     # -- what the encoder does -----------------------------------------------------------------
     def fit(
@@ -253,6 +261,14 @@ class Quantizer(ABC):
         with torch.no_grad():
             codes = self.encode(w, side)
         return StraightThrough.apply(w, self.decode(codes, side, tuple(w.shape)))
+
+    def soft(self, w: Tensor, side: Mapping[str, Tensor], temperature: float) -> Tensor:
+        """A mean over codes, the nearest weighing most, differentiable in `w` and `side`: `Regime(codes="soft")`.
+
+        `temperature` is a squared distance between codewords.  Raises `PlanError` where codes
+        are no choice among codewords.
+        """
+        raise PlanError(f"{self!r} has no soft codes; use a Codebook, or Regime(codes='latent')")
 
     def __repr__(self) -> str:
         """The shortest call that makes an equal recipe: `Uniform(4, block=(1, 32))`."""

@@ -205,6 +205,8 @@ def padded(recipe: Quantizer) -> Quantizer:
         value = getattr(recipe, f.name)
         if isinstance(value, Quantizer):
             changes[f.name] = padded(value)
+        elif isinstance(value, tuple) and all(isinstance(v, Quantizer) for v in value):
+            changes[f.name] = tuple(map(padded, value))
         elif f.name == "pad":
             changes["pad"] = True
     return replace(recipe, **changes)
@@ -215,6 +217,8 @@ def _quantize(recipe: Quantizer, w: Tensor, options: FitOptions, **fit: Any) -> 
 
 
 def _check_idempotent(q: Quantized, decoded: Tensor) -> None:
+    if not q.recipe.idempotent:
+        return
     side = {name: stored.decode() for name, stored in q.side.items()}
     codes = q.recipe.encode(decoded, side)
     again = q.recipe.decode(codes, side, q.shape)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bitbook.artifact.artifact import INPUTS, METADATA, Artifact, input_children
-from bitbook.blocks import Grid, Shape
+from bitbook.blocks import Shape
 from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
 from bitbook.coding.context import Context
@@ -287,9 +287,7 @@ def _parts(owner: str, recipe: Quantizer, shape: Shape, room: Room, prefix: str 
         if isinstance(recipe, Float) and not prefix:
             raise CorruptArtifact("a float tensor is stored as such, never as codes")
         room.take(shape)
-        block = getattr(recipe, "block", None)
-        if block is not None:
-            grid = Grid.of(shape, block, pad=getattr(recipe, "pad", False))
+        for grid in recipe.grids(shape):
             room.take((grid.R, grid.r, grid.C, grid.c))
         children = recipe.children(shape)
     for name, child in children.items():

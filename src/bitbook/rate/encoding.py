@@ -32,8 +32,8 @@ def quantize_priced(
     Codes are chosen under the rates of the codes before them, and counted anew: entropy-constrained scalar and vector
     quantization (Chou, Lookabaugh & Gray 1989).  After each pass, reconstruction points move to the means of what they
     stand for.  The best of `rounds` passes is kept, by the same sum.  With `encoder`, the error is that of the layer's
-    outputs, and fed back from column to column.  A step that `options` leave open follows from λ.  Raises as `quantize`, and `PlanError` where a recipe's codes leave no
-    choice.
+    outputs, and fed back from column to column.  A step that `options` leave open
+    follows from λ.  Raises as `quantize`, and `PlanError` where a recipe's codes leave no choice.
     """
     if encoder is not None:
         return encoder.quantize_priced(

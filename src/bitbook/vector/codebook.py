@@ -27,6 +27,7 @@ from bitbook.quantizer import (
 )
 from bitbook.scalar.leaves import Float
 from bitbook.vector.kmeans import assign, kmeans
+from bitbook.vector.soft import soft_codewords
 
 _CHUNK = 1 << 14  # blocks whose distances to all codewords are held at once
 
@@ -37,8 +38,9 @@ class Codebook(Quantizer):
 
     `size` is a number of codewords, or a float in (0, 1]: that fraction of the number of blocks, rounded
     down, at least one.  `block` is the codeword's shape: `(1, -1)` rows, `(-1, 1)` columns, `(1, 4)`
-    vectors of four inputs.  `centroids` says how the codewords are themselves stored; anything coarser than
-    a float is applied inside the k-means loop, so that blocks are assigned to the codewords as stored.
+    vectors of four inputs; codewords of single weights, `(1, 1)`, are the best of all.  `centroids` says how the
+    codewords are themselves stored; anything coarser than a float is applied inside the k-means loop, so that blocks
+    are assigned to the codewords as stored.
 
     Training keeps the assignments and moves the codewords.
     """
@@ -89,7 +91,7 @@ class Codebook(Quantizer):
         generator: Generator | None = None,
     ) -> dict[str, Tensor]:
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
-        weights = _weights(grid, w, importance)
+        weights = block_weights(grid, w, importance)
 
         def stored(centroids: F32[Tensor, "k d"]) -> F32[Tensor, "k d"]:
             return quantize_side(self.centroids, centroids, self.child_options(options)).decode()
@@ -103,11 +105,11 @@ class Codebook(Quantizer):
             project=None if self.centroids == Float() else stored,
             generator=generator,
         ).centroids
-        return {"centroids": _distinct(centroids, stored)}
+        return {"centroids": distinct_rows(centroids, stored)}
 
     def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
-        labels = assign(grid.split(w), side["centroids"], weights=_weights(grid, w, importance))
+        labels = assign(grid.split(w), side["centroids"], weights=block_weights(grid, w, importance))
         return {"codes": labels.to(code_dtype(self._codewords)).reshape(grid.R, grid.C)}
 
     def encode_priced(
@@ -118,7 +120,7 @@ class Codebook(Quantizer):
         if bits is None:
             raise PlanError(f"{self!r}: its codes have no order, so that a price must name each symbol's bits")
         grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
-        weights, centroids = _weights(grid, w, importance), side["centroids"]
+        weights, centroids = block_weights(grid, w, importance), side["centroids"]
         labels = []
         for i in range(0, grid.R * grid.C, _CHUNK):
             blocks = grid.split(w)[i : i + _CHUNK]
@@ -159,6 +161,12 @@ class Codebook(Quantizer):
         labels = codes["codes"].reshape(-1).long()
         return grid.join(side["centroids"].index_select(0, labels), shape)
 
+    def soft(self, w: Tensor, side: Mapping[str, Tensor], temperature: float) -> Tensor:
+        """The attention-weighted mean of the codewords (DKM, Cho et al. 2022)."""
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        mixed = soft_codewords(grid.split(w), side["centroids"], temperature, block_weights(grid, w, None))
+        return grid.join(mixed, tuple(w.shape))
+
     def without_unused(self, quantized: Quantized) -> Quantized:
         """Drop codewords without blocks, and renumber the rest; where their storage leaves no row out, keep all."""
         labels = quantized.codes["codes"]
@@ -179,14 +187,14 @@ class Codebook(Quantizer):
         return self.size
 
 
-def _weights(grid: Grid, w: Tensor, importance: Tensor | None) -> F32[Tensor, "blocks size"] | None:
+def block_weights(grid: Grid, w: Tensor, importance: Tensor | None) -> F32[Tensor, "blocks size"] | None:
     """Weights of squared errors by block; padding weighs nothing, since decode drops it."""
     if importance is None and not grid.padded:
         return None
     return grid.split(torch.ones_like(w) if importance is None else importance)
 
 
-def _distinct(centroids: F32[Tensor, "k d"], stored: Callable[[Tensor], Tensor]) -> F32[Tensor, "k d"]:
+def distinct_rows(centroids: F32[Tensor, "k d"], stored: Callable[[Tensor], Tensor]) -> F32[Tensor, "k d"]:
     """Drop centroids that come back from storage as duplicates: their codes would be wasted.
 
     Dropping one may move a fitted scale and so create new duplicates, hence the loop.

@@ -1,6 +1,7 @@
 """Weighted k-means: greedy k-means++ seeding, Lloyd's iteration, a projection inside the loop.
 
     points ─► _Data ─► _seeds ─► [ project ─► _Search ─► repair ─► means ] until nothing moves ─► Clustering
+                   └─ of one coordinate: the optimum (`line.py`) ─► the same loop, if there is a projection
 
 Labels are exact: float64 decides by the formula `sum_j w_ij (x_ij - c_j)^2` itself, and equal distances go
 to the lowest index. Points, weights and centroids are float32 values, sums are float64 in the order of the
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from bitbook.errors import PlanError, WeightError
 from bitbook.vector.kernels import kernels
+from bitbook.vector.line import optimal_centroids
 
 Project = Callable[[Tensor], Tensor]
 
@@ -61,6 +63,9 @@ def kmeans(
     mean variance of a coordinate (the rule of scikit-learn). With fewer than `k` distinct points each is
     returned once and the last is repeated; otherwise, without `project`, no cluster is empty.
 
+    Points of one coordinate are clustered optimally, without seeds, restarts or iterations; with `project`, the loop
+    starts from there.
+
     Seeding: greedy k-means++ (Arthur & Vassilvitskii 2007) with 2 + ln k candidates; of more than 32 k points
     (and 4,096) a sample, the lightweight coreset of Bachem et al. 2018. Tables stay below `chunk_bytes`.
     `generator=None` draws from torch's default generator.
@@ -80,8 +85,11 @@ def kmeans(
         raise WeightError("the weights of all points are zero; give at least one positive weight, or None")
     kept = data if used.all() else data.take(used)
     limit = tolerance * kept.variance() if tolerance else 0.0
-    starts = [kept.points[picks, : kept.d] for picks in _seeds(kept, k, restarts, generator)]
-    runs = [_lloyd(kept, start, iterations, limit) for start in starts]
+    if kept.d == 1:
+        runs = [_lloyd(kept, _optimum(kept, k), 0, limit)]
+    else:
+        starts = [kept.points[picks, : kept.d] for picks in _seeds(kept, k, restarts, generator)]
+        runs = [_lloyd(kept, start, iterations, limit) for start in starts]
     if project is not None:
         # Rounding freezes codewords too early for a start far from a minimum.
         runs = [_lloyd(kept, run.centroids.numpy(), iterations, limit, project) for run in runs]
@@ -225,6 +233,12 @@ def _lloyd(
         centroids, previous = moved, labels
     assert best is not None
     return Clustering(best.centroids, best.labels, best.inertia, step)
+
+
+def _optimum(data: _Data, k: int) -> np.ndarray:
+    """(k, 1) centroids of points of one coordinate, the last one repeated where there are no more distinct points."""
+    centroids = optimal_centroids(data.points[:, 0], k, data.mass * data.weights[:, 0])
+    return np.pad(centroids, (0, k - len(centroids)), mode="edge")[:, None]
 
 
 def _absent(labels: np.ndarray, k: int) -> np.ndarray:
