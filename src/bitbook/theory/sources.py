@@ -167,12 +167,13 @@ class Measured:
         return float(self.values.double().var(correction=0))
 
     def nodes(self, noise: float) -> Nodes:
-        """The mean and share of every bin of a sixth of the noise; values beyond the core stand for themselves."""
+        """Means and shares of bins a third of the noise wide, or less; values beyond the core stand for themselves."""
         x = np.sort(self.values.detach().double().reshape(-1).numpy())
         cut = int(_SKIPPED / 2 * len(x))
         low, high = float(x[cut]), float(x[len(x) - 1 - cut])
         inside = x[cut : len(x) - cut]
-        bins = np.floor((inside - low) / (noise / 6)).astype(np.int64)
+        width = min(noise / 3, math.sqrt(self.variance) / 20)
+        bins = np.floor((inside - low) / width).astype(np.int64) if high > low else np.zeros(len(inside), np.int64)
         _, first, counts = np.unique(bins, return_index=True, return_counts=True)
         means = np.add.reduceat(inside, first) / counts
         tails = x[:cut], x[len(x) - cut :]
