@@ -109,8 +109,9 @@ def _reproductions(nodes: Nodes, noise: float, symmetric: bool) -> np.ndarray:
     low, high = nodes.core
     # Atoms of a sparse q must be met closely, a dense one is smooth at half the noise.
     distance = min(max((high - low) / (300 if symmetric else 600), noise / 6), noise / 2)
-    grid = np.linspace(low, high, max(math.ceil((high - low) / distance), 1) + 1)
     x = nodes.x
+    centre = 0.0 if symmetric else float(nodes.p @ x)  # where the last atom stays, as the rate goes to zero
+    grid = centre + distance * np.arange(math.floor((low - centre) / distance), math.ceil((high - centre) / distance) + 1)
     return np.concatenate([x[x < low], grid, x[x > high]])
 
 
