@@ -45,7 +45,9 @@ def frequencies(spec: StreamSpec, codes: Int[Tensor, "rows cols"]) -> Frequencie
     ordered = spec.alphabet is None or spec.centre > 0
     flat = codes.reshape(-1).long()
     offset = max(-int(flat.min()), int(flat.max())) if spec.alphabet is None else 0
-    counts = torch.bincount(flat + offset, minlength=2 * offset + 1 if spec.alphabet is None else spec.alphabet).double()
+    counts = torch.bincount(
+        flat + offset, minlength=2 * offset + 1 if spec.alphabet is None else spec.alphabet
+    ).double()
     if spec.alphabet is None:
         counts = (counts + counts.flip(0)) / 2
     # Half an occurrence more, so that codes which a round emptied may come back.

@@ -111,7 +111,9 @@ def _reproductions(nodes: Nodes, noise: float, symmetric: bool) -> np.ndarray:
     distance = min(max((high - low) / (300 if symmetric else 600), noise / 6), noise / 2)
     x = nodes.x
     centre = 0.0 if symmetric else float(nodes.p @ x)  # where the last atom stays, as the rate goes to zero
-    grid = centre + distance * np.arange(math.floor((low - centre) / distance), math.ceil((high - centre) / distance) + 1)
+    grid = centre + distance * np.arange(
+        math.floor((low - centre) / distance), math.ceil((high - centre) / distance) + 1
+    )
     return np.concatenate([x[x < low], grid, x[x > high]])
 
 

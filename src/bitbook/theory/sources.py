@@ -1,6 +1,6 @@
 """Memoryless sources of unit variance, and tensors read as one: what quantizers are compared on.
 
-    density ─► nodes, weights ─► shannon.py          sample ─► quantizers ─► bytes
+density ─► nodes, weights ─► shannon.py          sample ─► quantizers ─► bytes
 """
 
 from __future__ import annotations
