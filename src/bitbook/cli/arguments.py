@@ -71,10 +71,9 @@ def chosen_tensors(path: Path, patterns: Sequence[str] | None) -> dict[str, Tens
     else:
         chosen = {name: w for name, w in floats.items() if w.dim() > 1 and w.numel() >= _LEAST_WEIGHTS}
     if not chosen:
-        wanted = " or ".join(map(repr, patterns)) if patterns else f"two dimensions and {_LEAST_WEIGHTS:,} weights"
-        raise PlanError(
-            f"{path}: no tensor has {'a name like ' if patterns else ''}{wanted}; there are {', '.join(floats) or 'none'}"
-        )
+        named = " or ".join(map(repr, patterns or ()))
+        wanted = f"a name like {named}" if named else f"two dimensions and {_LEAST_WEIGHTS:,} weights"
+        raise PlanError(f"{path}: no tensor has {wanted}; there are {', '.join(floats) or 'none'}")
     return chosen
 
 

@@ -6,7 +6,6 @@ squared error + λ · bits no longer falls (Chou, Lookabaugh & Gray 1989).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +18,7 @@ from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, StreamSpe
 from bitbook.scalar.ecsq import ECSQ
 from bitbook.vector.codebook import Codebook
 
-_SETTLED = 1e-4  # of the sum by which a round must improve to be followed by another
+_SETTLED = 2e-5  # of the sum by which a round must improve to be followed by another
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,7 +62,7 @@ class Book:
 
     @property
     def merit(self) -> float:
-        """dB of error at equal bytes, at 6.02 dB for a bit; less is better."""
+        """Decibels of error at equal bytes, at 6.02 dB for a bit; less is better."""
         return decibels(self.mse) + 20 * math.log10(2) * self.per_weight
 
 
@@ -155,8 +155,7 @@ class Gains:
         else:
             first = f"Use vectors: they gain {net:.2f} dB over fixed-rate scalars at equal bytes"
         other = (
-            f"vectors gain {net:.2f} dB at equal bytes, {self.vectors:.2f} dB ({self.dimension} weights to a codeword) if "
-            f"codewords were free"
+            f"vectors gain {net:.2f} dB at equal bytes, and {self.vectors:.2f} dB if their codewords were free"
             if self.entropy_coding >= net
             else f"entropy coding of scalars {self.entropy_coding:.2f} dB"
         )
@@ -165,7 +164,7 @@ class Gains:
         second = (
             f"Neighbours depend on each other, worth {dependence:.2f} dB: use vectors, or a coder with contexts."
             if dependence > 0.3
-            else f"Neighbours say little about each other ({dependence:.2f} dB): contexts and longer vectors gain little."
+            else f"Neighbours say little about each other ({dependence:.2f} dB): contexts would gain little."
         )
         third = (
             f"Entropy-coded scalars end {self.above_bound:.2f} dB above the bound of codes without contexts; at most "
@@ -173,7 +172,7 @@ class Gains:
         )
         size = self.best_size
         fourth = (
-            f"A codebook pays best with {size.codewords} codewords of {size.dimension}, at these {self.weights:,} weights, "
+            f"For {self.weights:,} weights, a codebook pays best with {size.codewords} codewords of {size.dimension}, "
             f"its own bytes counted; {self.codewords} codewords of {self.dimension} are best stored in {best.precision} "
             f"bits a coordinate."
         )
@@ -184,9 +183,10 @@ def explain(name: str, w: Tensor, bits: float = 2.0, *, seed: int = 0) -> Gains:
     """Measure the gains of a tensor at about `bits` bits per weight.
 
     Vectors lie along rows, of the most weights, 8, 4 or 2, for which a codebook at that rate has enough to learn from,
-    32 vectors for each codeword; the rate is then that of a power of two of codewords.  Large tensors are represented by their first rows.
+    32 vectors for each codeword; the rate is then that of a power of two of codewords.  Large tensors are represented
+    by their first rows, odd rows without their last weight.
 
-    Raises `WeightError` for fewer than 1,000 weights, weights that are all equal, or rows of odd length.
+    Raises `WeightError` for fewer than 1,000 weights, and for weights that are all equal.
     """
     w = checked(w)
     count = w.numel()
@@ -211,8 +211,8 @@ def explain(name: str, w: Tensor, bits: float = 2.0, *, seed: int = 0) -> Gains:
     vectors, mixed = _vectors(matrix, d), _vectors(shuffled, d)
 
     scalar = _scalar(matrix, bits)
-    vector = kmeans(vectors, codewords, iterations=30, generator=generator).inertia / vectors.numel()
-    independent = kmeans(mixed, codewords, iterations=30, generator=generator).inertia / mixed.numel()
+    vector = _least(vectors, codewords, generator)
+    independent = _least(mixed, codewords, generator)
     rest = decibels(scalar / independent)
     filling = min(space_filling(d), max(rest, 0.0))
     ecsq = _entropy_coded(matrix, bits)
@@ -227,7 +227,7 @@ def explain(name: str, w: Tensor, bits: float = 2.0, *, seed: int = 0) -> Gains:
 
 
 def gaussian_memory(vectors: F32[Tensor, "n d"]) -> float:
-    """dB by which coding normal vectors together beats coding their numbers alone: `σ² / det(Σ)^(1/d)`.
+    """Decibels by which coding normal vectors together beats coding their numbers alone: `σ² / det(Σ)^(1/d)`.
 
     σ² is the variance over all places of a vector, as a scalar quantizer sees it.
     """
@@ -243,7 +243,7 @@ def gaussian_memory(vectors: F32[Tensor, "n d"]) -> float:
 def neighbour_memory(
     vectors: F32[Tensor, "n d"], shuffled: F32[Tensor, "n d"], generator: Generator | None = None
 ) -> float:
-    """dB from the entropies of vectors and of shuffled ones, by distances to the third neighbour.
+    """Decibels from the entropies of vectors and of shuffled ones, by distances to the third neighbour.
 
     The estimate of Kozachenko & Leonenko (1987); constants and most of the bias are the same in both.
     """
@@ -253,7 +253,7 @@ def neighbour_memory(
 
 
 def _log_distance(vectors: Tensor, generator: Generator | None) -> float:
-    """d times the mean logarithm of the distance to the third neighbour, of some of the vectors."""
+    """Number of coordinates times the mean logarithm of the distance to the third neighbour, of some of the vectors."""
     if len(vectors) > _NEIGHBOUR_VECTORS:
         vectors = vectors[torch.randperm(len(vectors), generator=generator)[:_NEIGHBOUR_VECTORS]]
     k = min(_NEIGHBOUR, len(vectors) - 1)
@@ -276,6 +276,12 @@ def _lengths(matrix: Tensor, bits: float) -> list[int]:
     return found if len(found) > 1 else [1, 2]
 
 
+def _least(vectors: F32[Tensor, "n d"], codewords: int, generator: Generator) -> float:
+    """Mean squared error per number of k-means that ran until little moved."""
+    found = kmeans(vectors, codewords, iterations=200, tolerance=1e-7, generator=generator)
+    return found.inertia / vectors.numel()
+
+
 def _vectors(matrix: Tensor, d: int) -> Tensor:
     return matrix.reshape(-1, d)
 
@@ -285,7 +291,7 @@ def _scalar(matrix: Tensor, bits: float) -> float:
 
     def error(levels: int) -> float:
         points = matrix.reshape(-1, 1)
-        return kmeans(points, levels, iterations=60, generator=Generator().manual_seed(0)).inertia / points.numel()
+        return _least(points, levels, Generator().manual_seed(0))
 
     exact = 2**bits
     low = math.floor(exact + 1e-9)

@@ -5,9 +5,9 @@ At R bits a sample, the best quantizer of vectors of k samples with density f ha
     fixed rate      D = G_k · ‖f‖_{k/(k+2)} · 2^(-2R)             ‖f‖_a = (∫ f^a)^(1/a), of k-dimensional f per sample
     entropy-coded   D = G_k · 2^(2h) · 2^(-2R)                    h: differential entropy per sample, in bits
 
-where G_k is the normalised second moment of the best cell.  Lookabaugh & Gray (1989) divide the ratio of a scalar's D to
-a vector's into space filling `G_1 / G_k`, shape `‖f‖_{1/3} / ‖f*‖_{k/(k+2)}` and memory `‖f*‖ / ‖f‖`, f* being the density
-of k independent samples.  Entropy coding gives scalars all of shape, and, with contexts, of memory.
+where G_k is the normalised second moment of the best cell.  Lookabaugh & Gray (1989) divide the ratio of a scalar's D
+to a vector's into space filling `G_1 / G_k`, shape `‖f‖_{1/3} / ‖f*‖_{k/(k+2)}` and memory `‖f*‖ / ‖f‖`, f* being the
+density of k independent samples.  Entropy coding gives scalars all of shape, and, with contexts, of memory.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def ball_second_moment(k: int) -> float:
 
 
 def space_filling(k: int) -> float:
-    """dB that the best known lattice cell of at most k dimensions gains over an interval; at most 1.53."""
+    """Decibels that the best known lattice cell of at most k dimensions gains over an interval; at most 1.53."""
     return max(decibels(SECOND_MOMENT["Z"][1] / moment) for size, moment in SECOND_MOMENT.values() if size <= k)
 
 
 def most_space_filling(k: int) -> float:
-    """dB that no cell of k dimensions exceeds."""
+    """Decibels that no cell of k dimensions exceeds."""
     return decibels(SECOND_MOMENT["Z"][1] / ball_second_moment(k))
 
 
@@ -72,7 +72,7 @@ def panter_dite(source: Density, bits: float) -> float:
 
 
 def shape_advantage(source: Density, k: float = math.inf, *, entropy: float) -> float:
-    """dB that vectors of k independent samples gain by where their codewords lie; `entropy` in bits, for k = ∞.
+    """Decibels that vectors of k independent samples gain by where their codewords lie; `entropy` in bits, for k = ∞.
 
     At most 2.81 for Gauss and 5.63 for Laplace (Lookabaugh & Gray 1989, table I).
     """

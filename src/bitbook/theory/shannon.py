@@ -53,10 +53,7 @@ class DistortionRate:
         if not bits >= 0:
             raise PlanError(f"bits={bits!r}: a rate is zero bits or more")
         last = self.points[-1]
-        if bits >= last.bits:
-            found = last.mse * 4 ** (last.bits - bits)
-        else:
-            found = self._between(bits)
+        found = last.mse * 4 ** (last.bits - bits) if bits >= last.bits else self._between(bits)
         return found if self.entropy is None else max(found, shannon_lower_bound(self.entropy, bits))
 
     def _between(self, bits: float) -> float:
@@ -76,7 +73,7 @@ class DistortionRate:
 
 
 def distortion_rate(source: Source, most_bits: float = 4.5) -> DistortionRate:
-    """The bound of a source, solved at some twenty slopes up to `most_bits`, or until the Shannon lower bound is met."""
+    """The bound of a source, solved at some twenty slopes up to `most_bits`, or to Shannon's lower bound."""
     steepest = 2 * source.variance  # 1/β of Gauss at no bits; heavy tails begin steeper
     if isinstance(source, Gauss):
         ends = [RatePoint(bits, 4.0**-bits, 4.0**bits / steepest) for bits in (0.0, most_bits)]
