@@ -33,7 +33,7 @@ def test_independent_normal_weights(independent: Gains) -> None:
     assert abs(g.memory) < 0.15 and abs(g.memory_gauss) < 0.03 and abs(g.memory_neighbours) < 0.2
     assert g.scalar == pytest.approx(0.1175, rel=0.03)  # Max 1960
     assert g.ecsq == pytest.approx(0.0889, rel=0.03) and g.bound == pytest.approx(1 / 16, rel=0.02)
-    assert g.entropy_coding == pytest.approx(1.21, abs=0.1) and g.above_bound == pytest.approx(1.53, abs=0.1)
+    assert g.entropy_coding == pytest.approx(1.21, abs=0.25) and g.above_bound == pytest.approx(1.53, abs=0.1)
     assert 0 < g.shape < 1.9 and g.space_filling > 0.1
     assert "say little about each other" in " ".join(g.advice())
 

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import Grid
-from bitbook.errors import PlanError
 from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, StreamSpec, quantize, quantize_side
 from bitbook.scalar.ecsq import ECSQ
 from bitbook.vector.codebook import Codebook
@@ -71,14 +70,11 @@ def quantize_memoryless(
     """
     found = quantize(recipe, w, options=options, generator=generator)
     w = w.detach().float()
-    specs = found.recipe.layout(found.shape)
-    if len(specs) != 1:
-        raise PlanError(f"{recipe!r} has {len(specs)} streams of codes; a price is put on one")
-    name = specs[0].name
     best, least = found, float("inf")
     for _ in range(rounds):
-        counted = frequencies(specs[0], found.codes[name])
-        cost = float((found.decode() - w).double().square().sum()) + lam * counted.bits
+        counted = {s.name: frequencies(s, found.codes[s.name]) for s in found.recipe.layout(found.shape)}
+        error = float((found.decode() - w).double().square().sum())
+        cost = error + lam * sum(stream.bits for stream in counted.values())
         settled = cost > least * (1 - _SETTLED)
         if cost < least:
             best, least = found, cost
@@ -86,8 +82,7 @@ def quantize_memoryless(
             break
         found = _moved(found, w)
         side = {child: stored.decode() for child, stored in found.side.items()}
-        codes = found.recipe.encode_priced(w, side, Price(lam, {name: counted}))
-        found = replace(found, codes=codes)
+        found = replace(found, codes=found.recipe.encode_priced(w, side, Price(lam, counted)))
     return best.recipe.without_unused(best)
 
 

@@ -149,7 +149,7 @@ METHODS: tuple[Method, ...] = (
     FixedRate("k-means, d=2", _books(2, (2, 4, 8, 16, 32, 64, 128, 256))),
     FixedRate("k-means, d=4", _books(4, (4, 16, 64, 256, 1024, 4096))),
     FixedRate("k-means, d=8", _books(8, (4, 16, 64, 256, 1024, 4096))),
-    stepped("ECSQ", ECSQ(8, points=Float()), price=0.116),
+    stepped("ECSQ", ECSQ(3, points=Float()), price=0.116),
     priced_codebook("k-means, coded, d=1", 1),
     priced_codebook("k-means, coded, d=2", 2),
     priced_codebook("k-means, coded, d=4", 4),
@@ -257,13 +257,18 @@ class Subject:
 
 
 def drawn(source: Gauss | Laplace | StudentT, samples: int) -> Subject:
-    """Independent samples, a matrix of rows of 1,000; contexts could not help, so `Rans` writes them."""
+    """Independent samples, a matrix of rows of 1,000; contexts could not help, so `Rans` writes them.
+
+    Samples of Gauss and Laplace are scaled to a mean square of exactly one, so that errors scatter as methods do and
+    not as variances; of Student-t a single sample may move that, and the others should not pay for it.
+    """
     if samples < 1000 or samples % _COLUMNS_OF_SAMPLES:
         raise PlanError(f"samples={samples}: use a multiple of {_COLUMNS_OF_SAMPLES:,}")
 
     def draw(seed: int) -> Tensor:
         generator = Generator().manual_seed(1000 + seed)
-        return source.sample(samples, generator).reshape(-1, _COLUMNS_OF_SAMPLES)
+        w = source.sample(samples, generator).reshape(-1, _COLUMNS_OF_SAMPLES)
+        return w if isinstance(source, StudentT) else w / w.double().square().mean().sqrt().float()
 
     return Subject(source, draw, Rans(), repeats=True)
 

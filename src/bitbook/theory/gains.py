@@ -173,8 +173,8 @@ class Gains:
         size = self.best_size
         fourth = (
             f"For {self.weights:,} weights, a codebook pays best with {size.codewords} codewords of {size.dimension}, "
-            f"its own bytes counted; {self.codewords} codewords of {self.dimension} are best stored in {best.precision} "
-            f"bits a coordinate."
+            f"its own bytes counted; {self.codewords} of {self.dimension} are best stored in {best.precision} bits a "
+            f"coordinate."
         )
         return [first, second, third, fourth]
 
