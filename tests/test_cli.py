@@ -408,8 +408,14 @@ def test_explain_reads_every_kind_of_weights(trained: tuple[nn.Module, Path], fo
 def test_explain_says_and_draws(trained: tuple[nn.Module, Path], folder: Path) -> None:
     pytest.importorskip("matplotlib")
     text = run("explain", trained[1], "--bits", 1, "--picture", "gains.svg")
-    assert "fc1.weight, the largest:" in text and "16 × 64" in text and "dB over fixed-rate scalars" in text
+    assert (
+        "fc1.weight, the largest:" in text
+        and "Left out" not in text
+        and "16 × 64" in text
+        and "dB over fixed-rate scalars" in text
+    )
     assert "entropy coding" in Path("gains.svg").read_text()
+    assert "fewer than 1,000 weights: fc1.bias" in run("explain", trained[1], "--tensor", "fc1.*")
 
 
 def test_a_budget_gives_a_file_within_it(trained: tuple[nn.Module, Path], folder: Path) -> None:

@@ -22,17 +22,18 @@ def gauss() -> rd.Subject:
     return rd.drawn(Gauss(), 40_000)
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("ECSQ", 0.05), ("Lloyd–Max", 0.02)])
+@pytest.mark.parametrize(("name", "tolerance"), [("ECSQ", 0.02), ("Lloyd–Max", 0.03)])
 def test_published_errors_in_real_bytes(gauss: rd.Subject, name: str, tolerance: float) -> None:
-    """Within what a header of some hundred bytes and 40,000 samples leave open."""
+    """By the bytes of codes alone: of 40,000 samples, a header of a hundred bytes is a fiftieth of a bit."""
     (method,) = (m for m in rd.METHODS if m.name == name)
     w = gauss.draw(0)
     for bits, wanted in zip((1.0, 2.0), COARSE[name], strict=True):
         found = rd.measure(method, w, bits, gauss.coder, Generator().manual_seed(0))
-        assert found.mse == pytest.approx(wanted, rel=tolerance)
+        codes = 8 * found.code_bytes / w.numel()
+        assert found.mse * 4 ** (codes - bits) == pytest.approx(wanted, rel=tolerance)
         assert found.bits == 8 * found.bytes / w.numel() and 0 < found.code_bytes < found.bytes
         if not method.fixed:
-            assert bits * (1 - rd.TOLERANCE * 4) <= found.bits <= bits
+            assert bits * (1 - 2e-3) <= found.bits <= bits
 
 
 @pytest.mark.parametrize("method", rd.METHODS, ids=lambda m: m.name)

@@ -34,10 +34,14 @@ def explain(
       bitbook explain net.safetensors --picture gains.svg
       bitbook explain net.pt --tensor fc1.weight --bits 3 --json
     """
+    from bitbook.theory.gains import LEAST_WEIGHTS
     from bitbook.theory.gains import explain as measure
 
     chosen = chosen_tensors(weights, tensors)
-    found = {name: measure(name, w, bits) for name, w in chosen.items()}
+    small = [name for name, w in chosen.items() if w.numel() < LEAST_WEIGHTS]
+    if len(small) == len(chosen):
+        small = []  # whose error says why
+    found = {name: measure(name, w, bits) for name, w in chosen.items() if name not in small}
     largest = max(found.values(), key=lambda gains: gains.weights)
     if picture is not None:
         from bitbook.study.rd_plots import gains_plot
@@ -45,14 +49,14 @@ def explain(
         title = f"{largest.name}: {largest.weights:,} weights at {largest.bits:g} bits"
         gains_plot(largest.bars, picture, title=title)
     if as_json:
-        print_json({"file": str(weights), "tensors": [gains.to_json() for gains in found.values()]})
+        print_json({"file": str(weights), "left_out": small, "tensors": [gains.to_json() for gains in found.values()]})
         return
     columns = (
         "bits", "vectors of", "vectors", "space filling", "shape", "memory", "memory, any", "entropy coding",
         "ECSQ to bound", "codewords", "precision",
     )  # fmt: skip
     print_table(
-        {"tensor": "left", "shape": "right", **dict.fromkeys(columns, "right")},
+        {"tensor": "left", "axes": "right", **dict.fromkeys(columns, "right")},
         (
             [
                 name,
@@ -72,6 +76,8 @@ def explain(
     typer.echo(
         "'memory' is measured at this rate; 'memory, any' is what the entropies of neighbours promise at high rates.\n"
     )
+    if small:
+        typer.echo(f"Left out, as they have fewer than {LEAST_WEIGHTS:,} weights: {', '.join(small)}.\n")
     typer.echo(f"{largest.name}, the largest:")
     for sentence in largest.advice():
         typer.echo(f"- {sentence}")

@@ -37,8 +37,6 @@ from bitbook.vector.codebook import Codebook
 
 TARGETS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 """Bits per sample."""
-TOLERANCE = 0.0003
-"""By this share a rate may be below its target, where it moves smoothly; at most by a fiftieth."""
 
 COLUMNS = ("source", "method", "bits", "mse", "bytes", "samples", "seconds", "target", "seed", "code_bytes", "variance")
 _COLUMNS_OF_SAMPLES = 1000  # a draw is a matrix of rows of this length
@@ -91,6 +89,8 @@ class Searched:
     """Bits by which the rate falls when the parameter doubles, about."""
     most: Callable[[int], float] = lambda count: math.inf
     """The greatest target for so many samples."""
+    tolerance: float = 0.0003
+    """By this share a rate may be below its target, where it moves smoothly."""
     fixed = False
 
     def rates(self, count: int, targets: Sequence[float]) -> Sequence[float]:
@@ -126,7 +126,7 @@ def priced_codebook(name: str, d: int) -> Searched:
         # Where k-means alone would hardly be above the target, there is nothing for a price to take.
         return max((t / 8 for t in range(1, 41) if math.log2(size(count, t / 8)) / d >= t / 8 + 0.5 / d), default=0.0)
 
-    return Searched(name, run, start=0.3, fall=0.5, most=most)
+    return Searched(name, run, start=0.3, fall=0.5, most=most, tolerance=0.002)
 
 
 def _codewords_for(count: int, d: int, rate: float) -> int:
@@ -150,7 +150,6 @@ METHODS: tuple[Method, ...] = (
     FixedRate("k-means, d=4", _books(4, (4, 16, 64, 256, 1024, 4096))),
     FixedRate("k-means, d=8", _books(8, (4, 16, 64, 256, 1024, 4096))),
     stepped("ECSQ", ECSQ(3, points=Float()), price=0.116),
-    priced_codebook("k-means, coded, d=1", 1),
     priced_codebook("k-means, coded, d=2", 2),
     priced_codebook("k-means, coded, d=4", 4),
     priced_codebook("k-means, coded, d=8", 8),
@@ -200,7 +199,7 @@ _FIXED_FIT = FitOptions(iterations=30)
 def search(
     run: Callable[[Tensor, float, Coder], Written], method: Searched, w: Tensor, target: float, coder: Coder
 ) -> Written:
-    """The highest rate within `TOLERANCE` below the target: on a part of the tensor first, then on all of it."""
+    """The highest rate found below the target: on a part of the tensor first, then on all of it."""
     deviation = float(w.double().square().mean().sqrt())
     # A step has the unit of the weights, a price of a bit its square.
     unit = deviation if method.fall == 1.0 else deviation**2
@@ -209,14 +208,14 @@ def search(
     slope = -method.fall
     if len(w) >= 2 * rows:
         log_parameter, slope = _walk(lambda x: run(w[:rows], 2**x, Rans()), log_parameter, slope, target, 0.01)[1:]
-    found = _walk(lambda x: run(w, 2**x, coder), log_parameter, slope, target, TOLERANCE)[0]
+    found = _walk(lambda x: run(w, 2**x, coder), log_parameter, slope, target, method.tolerance)[0]
     if found is None:
         raise BudgetError(f"{method.name} does not come within {_NEAR:.0%} below {target} bits per sample")
     return found
 
 
 def _walk(
-    run: Callable[[float], Written], x: float, slope: float, target: float, tolerance: float, steps: int = 14
+    run: Callable[[float], Written], x: float, slope: float, target: float, tolerance: float, steps: int = 12
 ) -> tuple[Written | None, float, float]:
     """Regula falsi for the rate over the logarithm of the parameter; the best below, where it was, and the slope."""
     aim = target * (1 - tolerance / 2)
@@ -409,8 +408,8 @@ Made by `{command}`; every row is in [rd.csv](rd.csv).
 Bits are those of the whole file per sample, with codewords, tables and header; the mean squared error is in units of
 the source's variance. "Above" is the distance to Shannon's bound D(R) at exactly these bits; 6.02 dB are one bit.
 For a tensor the bound is that of independent draws from its histogram. Coders that see neighbours may go below it.
-"Side" is the share of the file that is no code. Entropy-coded methods were brought to within {TOLERANCE:.2%} below each
-rate, or {_NEAR:.0%} where codebooks fall in jumps; methods of fixed rate have the rates they have.
+"Side" is the share of the file that is no code. Entropy-coded methods were brought to some hundredths of a percent
+below each rate, or {_NEAR:.0%} where codebooks lose codewords in jumps; methods of fixed rate have the rates they have.
 
 ![Distance to the bound]({picture})
 {sections}"""

@@ -78,7 +78,7 @@ def gains_plot(bars: Mapping[str, Mapping[str, float]], path: str | Path, *, tit
                     ax.text(start + width / 2, y, f"{width:.2f}", ha="center", va="center", color="white", fontsize=7)
             left = [start + width for start, width in zip(left, widths, strict=True)]
         ax.invert_yaxis()
-        ax.grid(False, axis="y")
+        ax.grid(False)
         ax.set_xlabel("dB of squared error gained over fixed-rate scalars at the same bits (6.02 dB are one bit)")
         ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=min(len(parts), 4), fontsize=7)
         figure.suptitle(title, fontsize=9)

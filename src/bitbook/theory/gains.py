@@ -35,7 +35,8 @@ PRECISIONS = (4, 5, 6, 8)
 """Bits of a codeword's coordinate that are compared."""
 
 _MOST_WEIGHTS = 200_000  # of a tensor that are looked at
-_LEAST_WEIGHTS = 1_000
+LEAST_WEIGHTS = 1_000
+"""A tensor of fewer does not show its distribution."""
 _VECTORS_PER_CODEWORD = 32
 _MOST_CODEWORDS = 512
 _NEIGHBOUR = 3  # the k of the k-nearest-neighbour entropy
@@ -131,7 +132,7 @@ class Gains:
             "bound without neighbours": {"entropy coding": self.entropy_coding, "left to the bound": self.above_bound},
             "bound with memory": {
                 "entropy coding": self.entropy_coding, "left to the bound": self.above_bound,
-                "memory": max(self.memory_neighbours, 0.0),
+                "memory": max(self.memory, 0.0),
             },
         }  # fmt: skip
 
@@ -160,11 +161,11 @@ class Gains:
             else f"entropy coding of scalars {self.entropy_coding:.2f} dB"
         )
         first = f"{first}; {other}."
-        dependence = max(self.memory, self.memory_neighbours)
+        worth = f"{self.memory:.2f} dB at this rate, {self.memory_neighbours:.2f} dB at high rates by their entropies"
         second = (
-            f"Neighbours depend on each other, worth {dependence:.2f} dB: use vectors, or a coder with contexts."
-            if dependence > 0.3
-            else f"Neighbours say little about each other ({dependence:.2f} dB): contexts would gain little."
+            f"Neighbours depend on each other ({worth}): use vectors, or a coder with contexts."
+            if self.memory > 0.3
+            else f"Neighbours say little about each other ({worth}): contexts would gain little."
         )
         third = (
             f"Entropy-coded scalars end {self.above_bound:.2f} dB above the bound of codes without contexts; at most "
@@ -190,8 +191,8 @@ def explain(name: str, w: Tensor, bits: float = 2.0, *, seed: int = 0) -> Gains:
     """
     w = checked(w)
     count = w.numel()
-    if count < _LEAST_WEIGHTS:
-        raise WeightError(f"{name} has {count} weights; its distribution shows from {_LEAST_WEIGHTS:,} on")
+    if count < LEAST_WEIGHTS:
+        raise WeightError(f"{name} has {count} weights; its distribution shows from {LEAST_WEIGHTS:,} on")
     matrix = w.reshape(len(w), -1) if w.dim() > 1 else w.reshape(1, -1)
     if matrix.shape[1] % 2:
         matrix = matrix[:, :-1] if matrix.shape[1] > 1 else matrix.reshape(1, -1)[:, : count // 2 * 2]
