@@ -19,12 +19,12 @@ COARSE = {"ECSQ": (0.348, 0.0889), "Lloyd–Max": (0.3634, 0.1175)}
 
 @pytest.fixture(scope="module")
 def gauss() -> rd.Subject:
-    return rd.drawn(Gauss(), 40_000)
+    return rd.drawn(Gauss(), 20_000)
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("ECSQ", 0.02), ("Lloyd–Max", 0.03)])
+@pytest.mark.parametrize(("name", "tolerance"), [("ECSQ", 0.03), ("Lloyd–Max", 0.03)])
 def test_published_errors_in_real_bytes(gauss: rd.Subject, name: str, tolerance: float) -> None:
-    """By the bytes of codes alone: of 40,000 samples, a header of a hundred bytes is a fiftieth of a bit."""
+    """By the bytes of codes alone: of 20,000 samples, a header of a hundred bytes is a 25th of a bit."""
     (method,) = (m for m in rd.METHODS if m.name == name)
     w = gauss.draw(0)
     for bits, wanted in zip((1.0, 2.0), COARSE[name], strict=True):

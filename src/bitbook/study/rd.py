@@ -42,7 +42,7 @@ COLUMNS = ("source", "method", "bits", "mse", "bytes", "samples", "seconds", "ta
 _COLUMNS_OF_SAMPLES = 1000  # a draw is a matrix of rows of this length
 _NEAR = 0.02  # of the target: codebooks that lose codewords fall in jumps
 _PROBED = 1 << 17  # samples of the first part of a search
-_MOST_CODEWORDS = 1 << 12
+_MOST_CODEWORDS = 1 << 10  # under a price, where every round compares every vector with all of them
 _FLOATS = Float("bfloat16")
 
 
@@ -113,8 +113,8 @@ def priced_codebook(name: str, d: int) -> Searched:
     """Entropy-constrained vectors of `d` samples (Chou, Lookabaugh & Gray 1989), over the price of a bit."""
 
     def size(count: int, target: float) -> int:
-        # Codewords of twice the rate's number and more: the price empties what is too much.
-        wanted = 2 ** math.ceil(d * target + max(2.0, d / 2))
+        # Some three times as many as the rate could tell apart: the price empties what is too much.
+        wanted = 2 ** math.ceil(d * target + 1.5)
         return int(min(wanted, _MOST_CODEWORDS, _codewords_for(count, d, target)))
 
     def run(w: Tensor, lam: float, target: float, generator: Generator) -> Quantized:
@@ -440,4 +440,4 @@ def _best(points: Sequence[Point], target: float) -> str:
     if not near:
         return ""
     p = min(near, key=lambda p: p.above)
-    return f"- At {target:g} bits, {p.method} is nearest to the bound: {p.above:.2f} dB above it."
+    return f"- At {target:g} bit{'s' * (target != 1)}, {p.method} is nearest to the bound: {p.above:.2f} dB above it."
