@@ -23,7 +23,7 @@ from bitbook.models import build_model
 
 MODEL = "mlp-64-16-10"
 FUSED = "Codebook(32, (1, 4), centroids=Uniform(5))"
-COMMANDS = ("study", "compress", "decompress", "inspect", "evaluate")
+COMMANDS = ("study", "compress", "decompress", "inspect", "evaluate", "rd", "explain")
 MODULE = """
 import torch
 from torch import nn
@@ -249,6 +249,15 @@ EVALUATE = "evaluate small.safetensors --data digits --model"
         (f"{EVALUATE} mlp-64-16-10 --split best", "'best' is not one of"),
         (f"{EVALUATE} mlp-64-16-10 --batch 0", "--batch"),
         ("evaluate small.safetensors --model mlp-64-16-10", "Missing option '--data'"),
+        ("rd --source Gaus", "no source 'Gaus'; there are Gauss, Laplace"),
+        ("rd --source none", "there is no source"),
+        ("rd --method ESCQ", "no method's name contains 'ESCQ'; there are Lloyd–Max; "),
+        ("rd --samples 1001 --out {weights}x", "use a multiple of 1,000"),
+        ("rd --tensor fc1.weight", "--tensor goes with --weights"),
+        ("rd --weights {weights} --tensor conv*", "no tensor has a name like 'conv*'; there are fc1.weight"),
+        ("explain nowhere.pt", "nowhere.pt"),
+        ("explain {weights} --tensor fc?.bias", "its distribution shows from 1,000 on"),
+        ("explain plan.json", "weights come from .safetensors"),
         ("study --dataset cifar", "no grid 'cifar'"),
         ("study --dataset digits --seeds 0", "--seeds"),
         ("studdy", "No such command 'studdy'"),
@@ -376,6 +385,51 @@ def test_version_and_bare_call(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out
     assert all(f" {command} " in text for command in COMMANDS)
+
+
+def test_rd_measures_once_and_reports(trained: tuple[nn.Module, Path], folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    options = ["--samples", 8000, "--source", "Laplace", "--bits", 1, "--bits", 2, "--out", "o"]
+    methods = ["--method", "Lloyd", "--method", "ECSQ"]
+    weights = ["--weights", trained[1], "--tensor", "fc1.weight"]
+    text = run("rd", *options, *methods, *weights)
+    table = Path("o", "rd.csv").read_text().splitlines()
+    assert table[0].startswith("source,method,bits,mse,bytes,samples,seconds")
+    assert {line.split(",")[0] for line in table[1:]} == {"Laplace", "fc1.weight"}
+    assert "Laplace: ECSQ, " in text and "rd.svg" in text
+    document = Path("o", "rd.md").read_text()
+    assert "## fc1.weight" in document and "| ECSQ |" in document and Path("o", "rd.svg").stat().st_size > 5000
+    again = run("rd", *options, *methods, *weights)
+    assert "ECSQ, " not in again and Path("o", "rd.csv").read_text().splitlines() == table
+    assert Path("o", "rd.md").read_text() == document
+
+
+def test_explain_reads_every_kind_of_weights(trained: tuple[nn.Module, Path], folder: Path) -> None:
+    model, weights = trained
+    save_file({name: w.contiguous() for name, w in model.state_dict().items()}, "plain.safetensors")
+    bitbook.save(bitbook.compress(model, bitbook.Plan({"*.weight": bitbook.Float()})), "small.safetensors")
+    first = run_json("explain", weights)
+    assert [g["name"] for g in first["tensors"]] == ["fc1.weight"]  # of 1,000 weights or more
+    for other in ("plain.safetensors", "small.safetensors"):
+        assert run_json("explain", other)["tensors"] == first["tensors"]
+    (found,) = first["tensors"]
+    assert found["weights"] == 1024 and found["vectors"] == pytest.approx(
+        found["memory"] + found["shape"] + found["space_filling"]
+    )
+    assert found["bits"] == 2 and len(found["advice"]) == 4
+
+
+def test_explain_says_and_draws(trained: tuple[nn.Module, Path], folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    text = run("explain", trained[1], "--bits", 1, "--picture", "gains.svg")
+    assert (
+        "fc1.weight, the largest:" in text
+        and "Left out" not in text
+        and "16 × 64" in text
+        and "dB over fixed-rate scalars" in text
+    )
+    assert "entropy coding" in Path("gains.svg").read_text()
+    assert "fewer than 1,000 weights: fc1.bias" in run("explain", trained[1], "--tensor", "fc1.*")
 
 
 def test_a_budget_gives_a_file_within_it(trained: tuple[nn.Module, Path], folder: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from bitbook.cli.compress import compress
+from bitbook.cli.explain import explain
 from bitbook.cli.files import decompress, evaluate, inspect
+from bitbook.cli.rd import rd
 from bitbook.cli.study import study
 from bitbook.errors import BitbookError
 
@@ -22,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (study, compress, decompress, inspect, evaluate):
+for command in (study, compress, decompress, inspect, evaluate, rd, explain):
     app.command()(command)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +14,7 @@ import typer
 from bitbook.errors import DataError, ModelMismatch, PlanError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from bitbook.data import Dataset, Split
 
@@ -35,6 +37,44 @@ Holdout = Annotated[
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Examples per batch.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+TensorsFile = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Weights: .safetensors, .pt, or a file that bitbook wrote."),
+]
+Tensors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tensor",
+        help="With --weights: the tensors to look at, a pattern such as 'fc*.weight'; may be repeated.",
+        show_default="all with two or more dimensions and 1,000 weights",
+    ),
+]
+_LEAST_WEIGHTS = 1000
+
+
+def chosen_tensors(path: Path, patterns: Sequence[str] | None) -> dict[str, Tensor]:
+    """Tensors of a file by name; a file that bitbook wrote is decoded. Raises `PlanError` where none is meant."""
+    from bitbook.checkpoint import read_weights
+    from bitbook.errors import CorruptArtifact
+
+    try:
+        found = read_weights(path)
+    except CorruptArtifact as error:
+        if "compressed already" not in str(error):
+            raise
+        from bitbook.artifact import read
+
+        found = read(path).state_dict()
+    floats = {name: w for name, w in found.items() if w.is_floating_point() and w.numel()}
+    if patterns:
+        chosen = {name: w for name, w in floats.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    else:
+        chosen = {name: w for name, w in floats.items() if w.dim() > 1 and w.numel() >= _LEAST_WEIGHTS}
+    if not chosen:
+        named = " or ".join(map(repr, patterns or ()))
+        wanted = f"a name like {named}" if named else f"two dimensions and {_LEAST_WEIGHTS:,} weights"
+        raise PlanError(f"{path}: no tensor has {wanted}; there are {', '.join(floats) or 'none'}")
+    return chosen
 
 
 def build(model: str) -> nn.Module:

@@ -23,7 +23,7 @@ from bitbook.trellis.viterbi import walk
 
 LANES = 4
 _LOWEST = 1 << 16  # of a state between symbols
-_PRECISIONS = (12, 16)  # bits of a frequency that an encoder tries
+_PRECISIONS = (12, 14, 16)  # bits of a frequency that an encoder tries: 12 rounds rare symbols, 16 leaves states coarse
 _MOST_SYMBOLS = 1 << 12  # different ones
 
 
