@@ -34,8 +34,8 @@ def encode_calibrated_(
     What no linear layer or convolution uses (biases, embeddings), or a recipe that encodes all columns together, is
     encoded plainly, and first; `after_tensor` gets each tensor's report, or the reason for there being none.
 
-    With `lam`, codes are chosen for their bits, too: λ is squared error per bit of a weight whose error matters as much as
-    its tensor's on average (`ErrorFeedback.average`), so that one λ suits all layers, as one step would.
+    With `lam`, codes are chosen for their bits, too: λ is squared error per bit of a weight whose error matters as much
+    as its tensor's on average (`ErrorFeedback.average`), so that one λ suits all layers, as one step would.
 
     Raises as `quantize` and `second_moments`, with the tensor's name.
     """

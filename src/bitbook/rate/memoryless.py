@@ -37,6 +37,10 @@ class Frequencies:
     def symbols(self) -> Float[Tensor, " codes"] | None:
         return None if self.ordered else self.table
 
+    def columns(self, start: int, stop: int) -> Frequencies:
+        """The same: places make no difference."""
+        return self
+
 
 def frequencies(spec: StreamSpec, codes: Int[Tensor, "rows cols"]) -> Frequencies:
     """Count a stream's codes; of numbers around zero, a code and its negative alike."""

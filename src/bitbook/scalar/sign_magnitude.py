@@ -26,7 +26,7 @@ class SignMagnitude(Quantizer):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Quantizer) or isinstance(self.inner, SignMagnitude):
             raise PlanError(f"SignMagnitude(inner={self.inner!r:.80}): use a quantizer of magnitudes")
-        for name in ("trains_codes", "learns_side", "idempotent"):  # as the inner quantizer does
+        for name in ("trains_codes", "learns_side", "idempotent", "independent_blocks"):  # as the inner quantizer does
             object.__setattr__(self, name, getattr(self.inner, name))
 
     def decoder(self) -> SignMagnitude:
@@ -67,6 +67,15 @@ class SignMagnitude(Quantizer):
         codes = self.inner.encode(w.abs(), side, importance=importance)
         below = (w < 0) & (self.inner.decode(codes, side, tuple(w.shape)) > 0)
         return {**codes, "signs": below.to(torch.uint8).reshape(matrix_shape(tuple(w.shape)))}
+
+    def columns(self, shape: Shape) -> int:
+        return self.inner.columns(shape)
+
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        inner, own = self.inner.part(shape, side, start, stop)
+        return SignMagnitude(inner), own
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         size = self.inner.decode({n: c for n, c in codes.items() if n != "signs"}, side, shape).clamp_min(0)

@@ -17,7 +17,7 @@ from bitbook.errors import PlanError
 from bitbook.quantizer import Child, FitOptions, Price, Quantizer, StreamSpec, code_dtype
 from bitbook.scalar.leaves import Float
 from bitbook.scalar.priced import cheapest
-from bitbook.scalar.uniform import SMALLEST_SCALE
+from bitbook.scalar.uniform import SMALLEST_SCALE, part_of_levels
 
 NF4 = (
     -1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0,
@@ -100,6 +100,11 @@ class _Levels(Quantizer):
         fewer = (0, 1, 2, len(self.table))  # places to give up; giving up all is the level of zero
         candidates = (torch.sign(nearest) * (nearest.abs() - step).clamp_min(0) + self._zero for step in fewer)
         return {"codes": cheapest(self, w, side, candidates, price, importance).to(code_dtype(len(self.table)))}
+
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        return part_of_levels(self, self.block, shape, side, start, stop)
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = Grid.of(shape, self.block, pad=self.pad)

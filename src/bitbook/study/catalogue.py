@@ -27,7 +27,7 @@ _PRICED = "bitbook.study.priced:run_trial"
 _FAMILY = "bitbook.study.family:run_trial"
 STUDIES: Mapping[str, Study] = {
     **{name: Study(cells, seeds) for name, (cells, seeds) in GRIDS.items()},
-    "entropy": Study(entropy_cells, 5, reported=False),
+    "entropy": Study(entropy_cells, 3, reported=False),
     "family": Study(family_cells, 3, _FAMILY, reported=False),
     "family-mnist": Study(mnist_family_cells, 3, _FAMILY, reported=False),
     "headline-tuning": Study(tuning_cells, len(TUNING_SEEDS), _PRICED, reported=False),

@@ -25,7 +25,10 @@ from bitbook.coding.coder import Coder
 from bitbook.coding.fixed import Fixed
 from bitbook.coding.rans import Rans
 from bitbook.errors import BudgetError, PlanError
+from bitbook.lattice.e8p import E8P
+from bitbook.lattice.lattice import Lattice
 from bitbook.quantizer import FitOptions, Quantized, Quantizer, quantize
+from bitbook.rate.encoding import quantize_priced
 from bitbook.rate.memoryless import quantize_memoryless
 from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.leaves import Float
@@ -33,6 +36,8 @@ from bitbook.study.tables import markdown_table
 from bitbook.theory.highrate import decibels
 from bitbook.theory.shannon import DistortionRate, distortion_rate
 from bitbook.theory.sources import Gauss, Laplace, Measured, Source, StudentT
+from bitbook.trellis.tcq import TCQ
+from bitbook.trellis.trellis import Trellis
 from bitbook.vector.codebook import Codebook
 
 TARGETS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
@@ -91,13 +96,15 @@ class Searched:
     """The greatest target for so many samples."""
     tolerance: float = 0.0003
     """By this share a rate may be below its target, where it moves smoothly."""
+    coder: Coder | None = None
+    """For codes that are sorted for a coder that learns; None: the source's own."""
     fixed = False
 
     def rates(self, count: int, targets: Sequence[float]) -> Sequence[float]:
         return [target for target in targets if target <= self.most(count)]
 
 
-def stepped(name: str, recipe: Quantizer, price: float = 0.0) -> Searched:
+def stepped(name: str, recipe: Quantizer, price: float = 0.0, coder: Coder | None = None) -> Searched:
     """Over the step; a bit is priced at `price · step²`.  At high rate, D = step² / 12 asks for ln 2 / 6 = 0.116."""
 
     def run(w: Tensor, step: float, target: float, generator: Generator) -> Quantized:
@@ -106,7 +113,18 @@ def stepped(name: str, recipe: Quantizer, price: float = 0.0) -> Searched:
             return quantize(recipe, w, options=options, generator=generator)
         return quantize_memoryless(recipe, w, price * step**2, options=options, generator=generator)
 
-    return Searched(name, run, start=1.8, fall=1.0)
+    return Searched(name, run, start=1.8, fall=1.0, coder=coder)
+
+
+def path(name: str, states: int) -> Searched:
+    """An entropy-coded trellis over the step, with bits in its metric."""
+    recipe = Trellis(states, 8)
+
+    def run(w: Tensor, step: float, target: float, generator: Generator) -> Quantized:
+        options = FitOptions(step=step, iterations=0)
+        return quantize_priced(recipe, w, recipe.price_of_step * step**2, options=options, rounds=10)
+
+    return Searched(name, run, start=1.05, fall=1.0, tolerance=0.001)
 
 
 def priced_codebook(name: str, d: int) -> Searched:
@@ -149,7 +167,13 @@ METHODS: tuple[Method, ...] = (
     FixedRate("k-means, d=2", _books(2, (2, 4, 8, 16, 32, 64, 128, 256))),
     FixedRate("k-means, d=4", _books(4, (4, 16, 64, 256, 1024, 4096))),
     FixedRate("k-means, d=8", _books(8, (4, 16, 64, 256, 1024, 4096))),
+    FixedRate("E8P", {2.0: E8P()}),
+    FixedRate("TCQ, 8 states", {float(bits): TCQ(bits, 8) for bits in (1, 2, 3, 4)}),
+    FixedRate("TCQ, 256 states", {float(bits): TCQ(bits, 256) for bits in (1, 2, 3, 4)}),
     stepped("ECSQ", ECSQ(3, points=Float()), price=0.116),
+    stepped("lattice E8, coded", Lattice("E8"), coder=Smallest()),
+    path("trellis, coded, 8 states", 8),
+    path("trellis, coded, 256 states", 256),
     priced_codebook("k-means, coded, d=2", 2),
     priced_codebook("k-means, coded, d=4", 4),
     priced_codebook("k-means, coded, d=8", 8),
@@ -188,7 +212,7 @@ def measure(method: Method, w: Tensor, target: float, coder: Coder, generator: G
 
     def run(part: Tensor, parameter: float, coder: Coder) -> Written:
         generator.set_state(state)  # one fit for all parameters, so that the rate is smooth in them
-        return written(method.quantize(part, parameter, target, generator), part, coder)
+        return written(method.quantize(part, parameter, target, generator), part, method.coder or coder)
 
     return search(run, method, w, target, coder)
 
@@ -329,10 +353,11 @@ class Rows:
         return _key(row) in self._known
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row to the file."""
+        """Append a row to the file; what is kept is what the file says."""
+        texts = {column: _text(row[column]) for column in COLUMNS}
         with open(self.path, "a", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow([_text(row[column]) for column in COLUMNS])
-        self.rows.append(dict(row))
+            csv.writer(file, lineterminator="\n").writerow(texts.values())
+        self.rows.append(_typed(texts))
         self._known.add(_key(row))
 
 

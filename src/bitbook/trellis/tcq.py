@@ -12,12 +12,13 @@ from jaxtyping import Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
+from bitbook.columns import Feedback
 from bitbook.errors import PlanError
-from bitbook.quantizer import Child, FitOptions, Quantizer, StreamSpec, code_dtype
+from bitbook.quantizer import Child, FitOptions, Price, Quantizer, StreamSpec, code_dtype
 from bitbook.scalar.leaves import Float
 from bitbook.trellis.machine import SIZES
-from bitbook.trellis.trellis import in_path_order
-from bitbook.trellis.viterbi import best_path, states_before, table_costs
+from bitbook.trellis.trellis import PathEncoder, block_numbers, in_path_order
+from bitbook.trellis.viterbi import Costs, best_path, states_before, table_costs
 
 _MOST_ROUNDS = 20  # of paths and levels in turn
 _CLOSER = 0.8  # than a scalar quantizer's levels; so placed, 20 rounds come where 60 come from elsewhere
@@ -94,6 +95,25 @@ class TCQ(Quantizer):
 
     def encode(self, w: Tensor, side: Mapping[str, Tensor], *, importance: Tensor | None = None) -> dict[str, Tensor]:
         return {"codes": (self._path(w, side["points"], importance) >> 1).to(code_dtype(1 << self.bits))}
+
+    def encode_fed_back(
+        self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
+    ) -> dict[str, Tensor]:
+        if price is not None:
+            return super().encode_fed_back(w, side, feedback, price)
+        values = _values(side["points"])
+        block = block_numbers(self._grid(tuple(w.shape)))
+
+        def costs(target: Tensor, weights: Tensor, column: int) -> Costs:
+            in_order = target[:, 0].numpy(), weights[:, 0].numpy(), block[:, column].numpy()
+            return table_costs(*in_order, values.numpy())
+
+        def chosen(levels: Tensor, column: int) -> Tensor:
+            return values[block[:, column]].gather(1, levels.long())
+
+        encoder = PathEncoder(self.states, costs, chosen, priced=False)
+        feedback.encode(w, encoder)
+        return {"codes": (encoder.levels() >> 1).to(code_dtype(1 << self.bits))}
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = self._grid(shape)

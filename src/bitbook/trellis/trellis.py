@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from bitbook.quantizer import Child, FitOptions, Price, Quantizer, StreamSpec
 from bitbook.rate.rates import LevelRates
 from bitbook.scalar.leaves import Float
 from bitbook.trellis.machine import SIZES
-from bitbook.trellis.viterbi import Ladder, best_path, ladder_costs
+from bitbook.trellis.viterbi import Costs, Ladder, best_path, ladder_costs
 
 _RMS_PER_STEP = 0.35  # of a step that the caller does not choose
 _MOST_ROUNDS = 5  # of paths and points in turn
@@ -109,7 +109,15 @@ class Trellis(Quantizer):
     def encode_fed_back(
         self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
     ) -> dict[str, Tensor]:
-        return feedback.encode(w, _Columns(self, tuple(w.shape), side, price))
+        steps = self._elements(self._grid(tuple(w.shape)), side["step"])
+
+        def costs(target: Tensor, weights: Tensor, column: int) -> Costs:
+            return _costs(target, steps[:, column, None], weights, side, price)
+
+        def values(levels: Tensor, column: int) -> Tensor:
+            return _values(levels, side.get("points")) * steps[:, column, None]
+
+        return feedback.encode(w, PathEncoder(self.states, costs, values, priced=price is not None))
 
     def recentre(
         self, w: Tensor, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], *, importance: Tensor | None = None
@@ -121,7 +129,7 @@ class Trellis(Quantizer):
         values = w.reshape(-1).double()
         weight = torch.ones_like(values) if importance is None else importance.reshape(-1).double()
         if not self.size:
-            block = _block_numbers(grid).reshape(-1)
+            block = block_numbers(grid).reshape(-1)
             square = torch.zeros(grid.R * grid.C, dtype=torch.float64)
             product = square.index_add(0, block, weight * values * levels)
             square = square.index_add(0, block, weight * levels.square())
@@ -163,7 +171,7 @@ class Trellis(Quantizer):
         return torch.from_numpy(codes).reshape(grid.cols, grid.rows).to(w.device)
 
 
-def _costs(w: Tensor, step: Tensor, weight: Tensor | None, side: Mapping[str, Tensor], price: Price | None):
+def _costs(w: Tensor, step: Tensor, weight: Tensor | None, side: Mapping[str, Tensor], price: Price | None) -> Costs:
     """Of weights in path order, in steps, whose errors weigh the square of the step more."""
     ladder = _ladder(side.get("points"), price)
     scaled = torch.where(step > 0, w.double() / step.double(), 0.0)
@@ -189,31 +197,43 @@ def _values(levels: Int[Tensor, "rows cols"], points: F32[Tensor, "1 points"] | 
     return points[0][(place + size).long()] + (levels - place)
 
 
-class _Columns(ColumnEncoder):
-    """The path down one column after the other, each from the state in which the one before ended."""
+class PathEncoder(ColumnEncoder):
+    """The path down one column after the other, each from the state in which the one before ended.
+
+    costs: of the levels of a column, from its target, the weights of its squared errors and its number.
+    values: what levels of a column stand for, from them and its number.
+    """
 
     width = 1
     ordered = True
 
-    def __init__(self, recipe: Trellis, shape: Shape, side: Mapping[str, Tensor], price: Price | None) -> None:
-        self.recipe, self.side, self.price = recipe, side, price
-        self._steps = recipe._elements(Grid.of(shape, recipe.block, pad=recipe.pad), side["step"])
+    def __init__(
+        self,
+        states: int,
+        costs: Callable[[Tensor, Tensor, int], Costs],
+        values: Callable[[Tensor, int], Tensor],
+        *,
+        priced: bool,
+    ) -> None:
+        self.states, self.costs, self.values, self.priced = states, costs, values, priced
         self._state = 0
         self._chosen: list[Tensor] = []
 
     def choose(
         self, target: F32[Tensor, "rows 1"], start: int, metric: F64[Tensor, "groups 1 1"]
     ) -> F32[Tensor, "rows 1"]:
-        weights = (metric if self.price is not None else metric / metric.mean()).flatten()
+        weights = (metric if self.priced else metric / metric.mean()).flatten()
         weights = weights.repeat_interleave(len(target) // len(metric))[:, None]
-        step = self._steps[:, start : start + 1]
-        costs = _costs(target, step, weights, self.side, self.price)
-        codes, self._state = best_path(len(target), costs, self.recipe.states, self._state)
-        self._chosen.append(torch.from_numpy(codes))
-        return _values(self._chosen[-1][:, None], self.side.get("points")) * step
+        levels, self._state = best_path(len(target), self.costs(target, weights, start), self.states, self._state)
+        self._chosen.append(torch.from_numpy(levels))
+        return self.values(self._chosen[-1][:, None], start)
+
+    def levels(self) -> Int[Tensor, "cols rows"]:
+        """All levels, in path order."""
+        return torch.stack(self._chosen)
 
     def codes(self) -> dict[str, Tensor]:
-        return {"codes": torch.stack(self._chosen)}
+        return {"codes": self.levels()}
 
 
 def _first_points(size: int) -> F32[Tensor, "1 points"]:
@@ -228,7 +248,7 @@ def _first_points(size: int) -> F32[Tensor, "1 points"]:
     return points[None]
 
 
-def _block_numbers(grid: Grid) -> Int[Tensor, "rows cols"]:
+def block_numbers(grid: Grid) -> Int[Tensor, "rows cols"]:
     """Of each element, the number of its block."""
     return grid.join(torch.arange(grid.R * grid.C)[:, None].expand(-1, grid.r * grid.c), (grid.rows, grid.cols))
 
@@ -236,6 +256,6 @@ def _block_numbers(grid: Grid) -> Int[Tensor, "rows cols"]:
 def in_path_order(w: Tensor, importance: Tensor | None, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, the importance of each and the number of its block, column after column."""
     weight = torch.ones_like(w) if importance is None else importance
-    values = w.detach(), weight, _block_numbers(grid)
+    values = w.detach(), weight, block_numbers(grid)
     ordered = [value.reshape(grid.rows, grid.cols).T.reshape(-1).cpu().numpy() for value in values]
     return ordered[0], ordered[1], ordered[2]

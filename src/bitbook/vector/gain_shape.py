@@ -107,6 +107,18 @@ class GainShape(Quantizer):
             labels.append((square if weights is None else square * weights[i : i + step, None]).sum(2).argmin(1))
         return {"codes": torch.cat(labels).to(code_dtype(self.size)).reshape(grid.R, grid.C)}
 
+    def columns(self, shape: Shape) -> int:
+        return Grid.of(shape, self.block, pad=self.pad).c
+
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        grid = Grid.of(shape, self.block, pad=self.pad)
+        if grid.C == 1 and grid.cols > 1:
+            return super().part(shape, side, start, stop)
+        own = replace(self, block=(self.block[0], grid.c))
+        return own, {**side, "gains": side["gains"][:, start // grid.c, None]}
+
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = Grid.of(shape, self.block, pad=self.pad)
         shapes = side["centroids"].index_select(0, codes["codes"].reshape(-1).long())

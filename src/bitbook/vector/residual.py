@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
@@ -160,6 +161,17 @@ class Residual(Quantizer):
             left = left - stage.decode(chosen, part, shape)
             codes |= {f"{name}_{number}": stream for name, stream in chosen.items()}
         return codes
+
+    def columns(self, shape: Shape) -> int:
+        return math.lcm(*(stage.columns(shape) for stage in self.stages))
+
+    def part(
+        self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
+    ) -> tuple[Quantizer, Mapping[str, Tensor]]:
+        own = zip(self.stages, _numbered(side, len(self.stages)), strict=True)
+        parts = [stage.part(shape, values, start, stop) for stage, values in own]
+        sides = {f"{name}_{n}": value for n, (_, values) in enumerate(parts, 1) for name, value in values.items()}
+        return Residual(tuple(stage for stage, _ in parts), self.beam), sides
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         own_side, own_codes = _numbered(side, len(self.stages)), _numbered(codes, len(self.stages))
