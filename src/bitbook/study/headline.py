@@ -27,7 +27,7 @@ from bitbook.study.tables import markdown_table, write_csv
 
 TEACHER: Mapping[str, Any] = {"model": "convnet", "epochs": 12, "batch": 128, "lr": 4e-3, "seed": 0, "copies": 12}
 TAUGHT = {"epochs": 5, "batch": 512, "lr": 1.1e-2, "distill": 0.9}
-TAUGHT_LENET_5 = {"epochs": 2, "batch": 512, "lr": 8e-3, "distill": 0.9}
+TAUGHT_LENET_5 = {"epochs": 4, "batch": 512, "lr": 8e-3, "distill": 0.9}
 ALONE = {"epochs": 30, "batch": 256, "lr": 8e-3, "distill": 0.0}
 """Passes over the images of a pupil, whose images are copies, and without a teacher."""
 UNIT_INPUTS, OWN_INPUTS = (0.5, 0.5), (1.0, 0.0)
@@ -41,7 +41,7 @@ TUNING_SEEDS = (1000, 1001)
 LADDERS: Mapping[tuple[str, bool], Sequence[float]] = {
     (MLP, False): (1.5e-6, 2.5e-6, 4e-6, 6e-6, 9e-6, 1.3e-5, 1.8e-5),
     (MLP, True): (8e-6, 1.3e-5, 2.2e-5),
-    (LENET_5, True): (5e-6,),
+    (LENET_5, True): (2.5e-6, 4e-6, 8e-6),
     (LENET_300_100, True): (6e-6, 8e-6, 1.1e-5),
 }
 """The prices λ that are tried for each model, with and without a teacher."""
