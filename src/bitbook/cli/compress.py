@@ -95,7 +95,13 @@ def compress(
             "each at another price of a bit. Needs --data; without a recipe, everything is entropy-coded."
         ),
     ] = None,
-    lam: Annotated[float | None, typer.Option(help="Instead of a budget: the price of a bit, say 1e-5.")] = None,
+    lam: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of a budget: the price of a bit, in loss, say 1e-5; with --calibrate in squared error of a "
+            "weight, say a tenth of the square of a step."
+        ),
+    ] = None,
     distill: Annotated[
         bool, typer.Option("--distill", help="With a budget or price: the float model's answers join the labels.")
     ] = False,
@@ -132,7 +138,7 @@ def compress(
         --recipe 'Codebook(256, (1, 4), centroids=Uniform(5))' \
         --data my.data:photos --epochs 5 --lr 0.001 -o small.safetensors
       bitbook compress --model lenet-5 --weights lenet.pt \
-        --recipe 'ECSQ()' --data mnist --calibrate 1000 -o small.safetensors
+        --recipe 'Trellis()' --lam 1e-4 --data mnist --calibrate 1000 -o small.safetensors
       bitbook compress --model mlp-784-128-64-10 --weights net.safetensors \
         --budget 4KB --data mnist -o small.safetensors
     """
@@ -145,7 +151,7 @@ def compress(
     check_output(output, weights, plan)
     if epochs and data is None:
         raise PlanError("--epochs needs --data: the examples to train on")
-    priced = budget is not None or lam is not None
+    priced = budget is not None or (lam is not None and calibrate is None)
     if priced and (data is None or momentum or schedule != "constant"):
         raise PlanError(
             "--budget and --lam need --data to train on, and have no --momentum or --schedule: they use Adam"
@@ -153,7 +159,7 @@ def compress(
     if distill and not priced:
         raise PlanError("--distill goes with --budget or --lam")
     if calibrate is not None and (data is None or epochs or priced):
-        raise PlanError("--calibrate needs --data, and is instead of training: no --epochs, --budget or --lam")
+        raise PlanError("--calibrate needs --data, and is instead of training: no --epochs or --budget")
     training = Training(epochs, lr or 1e-3, batch or 64, momentum, schedule) if epochs and not priced else None
     network = _trained(model, weights)
     chosen = (
@@ -184,6 +190,7 @@ def compress(
             data=examples,
             training=training,
             calibration=None if calibrate is None or examples is None else examples[0][:calibrate],
+            lam=0.0 if calibrate is None or lam is None else lam,
             after_tensor=None if as_json else _show_feedback,
             seed=seed,
         )

@@ -55,7 +55,7 @@ def quantize_priced(
         return recipe.encode_priced(w, side, price, importance=importance)
 
     def recentre(found: Quantized) -> Quantized:
-        return _recentred(found, w, importance, options)
+        return recentred(found, w, importance, options)
 
     return settled(found, lam, rounds, error, encode, recentre)
 
@@ -82,7 +82,7 @@ def settled(
     return best
 
 
-def _recentred(found: Quantized, w: Tensor, importance: Tensor | None, options: FitOptions) -> Quantized:
+def recentred(found: Quantized, w: Tensor, importance: Tensor | None, options: FitOptions) -> Quantized:
     """The same with the side tensors that suit its codes best, stored as before."""
     before = {name: stored.decode() for name, stored in found.side.items()}
     moved = found.recipe.recentre(w, found.codes, before, importance=importance)

@@ -12,10 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from bitbook.blocks import Grid
-from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, StreamSpec, quantize, quantize_side
-from bitbook.scalar.ecsq import ECSQ
-from bitbook.vector.codebook import Codebook
+from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, StreamSpec, quantize
+from bitbook.rate.encoding import recentred
 
 _SETTLED = 2e-5  # of the sum by which a round must improve to be followed by another
 
@@ -68,9 +66,9 @@ def quantize_memoryless(
 ) -> Quantized:
     """Quantize `w` so that squared error plus `lam` · bits is small, with side tensors that follow the codes.
 
-    Points of `ECSQ` and codewords of `Codebook` move to the means of what they stand for; other recipes keep theirs.
-    The best of `rounds` is returned, without codewords that nothing uses.  Raises as `quantize`, and `PlanError` where
-    a recipe's codes leave no choice.
+    As `quantize_priced`, for codes in no order: bits are by frequency, wherever a code lies.  That is all that there
+    is on independent samples, and takes a fraction of the time.  The best of `rounds` is returned, without codewords
+    that nothing uses.  Raises as `quantize`, and `PlanError` where a recipe's codes leave no choice.
     """
     found = quantize(recipe, w, options=options, generator=generator)
     w = w.detach().float()
@@ -84,53 +82,7 @@ def quantize_memoryless(
             best, least = found, cost
         if settled:
             break
-        found = _moved(found, w)
+        found = recentred(found, w, None, FitOptions())
         side = {child: stored.decode() for child, stored in found.side.items()}
         found = replace(found, codes=found.recipe.encode_priced(w, side, Price(lam, counted)))
     return best.recipe.without_unused(best)
-
-
-def _moved(quantized: Quantized, w: Tensor) -> Quantized:
-    """The same codes with the side tensors that suit them best, stored as before."""
-    recipe = quantized.recipe
-    if isinstance(recipe, Codebook):
-        child, value = "centroids", _means(recipe, quantized, w)
-    elif isinstance(recipe, ECSQ):
-        child, value = "points", _points(recipe, quantized, w)
-    else:
-        return quantized
-    stored = quantized.side[child]
-    moved = quantize_side(stored.recipe, value, recipe.child_options(FitOptions()))
-    return replace(quantized, side={**quantized.side, child: moved})
-
-
-def _means(recipe: Codebook, quantized: Quantized, w: Tensor) -> Tensor:
-    """Mean of the blocks of each codeword; padding has no say, and a codeword without blocks stays."""
-    grid = Grid.of(quantized.shape, recipe.block, pad=recipe.pad)
-    blocks, weights = grid.split(w).double(), grid.split(torch.ones_like(w)).double()
-    labels = quantized.codes["codes"].reshape(-1).long()
-    old = quantized.side["centroids"].decode()
-    mass = torch.zeros(old.shape, dtype=torch.float64).index_add_(0, labels, weights)
-    sums = torch.zeros(old.shape, dtype=torch.float64).index_add_(0, labels, weights * blocks)
-    return torch.where(mass > 0, (sums / mass.clamp_min(1)).float(), old)
-
-
-def _points(recipe: ECSQ, quantized: Quantized, w: Tensor) -> Tensor:
-    """Mean of each magnitude; the last distance, which all larger ones share, by least squares."""
-    grid = Grid.of(quantized.shape, recipe.block, pad=recipe.pad)
-    codes, size = grid.split(quantized.codes["codes"]), recipe.size
-    blocks = grid.split(w).double() * torch.sign(codes)
-    sizes = codes.abs().long()
-    old = quantized.side["points"].decode()
-    shape = (len(codes), size + 1)
-    inside = sizes.clamp_max(size)
-    below = (sizes < size).double()
-    mass = torch.zeros(shape, dtype=torch.float64).scatter_add_(1, inside, below)[:, 1:]
-    sums = torch.zeros(shape, dtype=torch.float64).scatter_add_(1, inside, below * blocks)[:, 1:]
-    points = torch.where(mass > 0, (sums / mass.clamp_min(1)).float(), old)
-    before = points[:, -2:-1] if size > 1 else torch.zeros_like(points)
-    beyond = (sizes - size + 1).clamp_min(0).double()
-    square = beyond.square().sum(1, keepdim=True)
-    distance = (beyond * (blocks - before)).sum(1, keepdim=True) / square.clamp_min(1)
-    last = torch.where((square > 0) & (distance > 0), before + distance.float(), old[:, -1:])
-    return torch.cat([points[:, :-1], torch.maximum(last, before)], 1)

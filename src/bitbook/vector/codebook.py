@@ -156,6 +156,17 @@ class Codebook(Quantizer):
         turned = {"centroids": turned.reshape(side["centroids"].shape)}
         return self.encode(w @ root, turned) if price is None else self.encode_priced(w @ root, turned, price)
 
+    def recentre(
+        self, w: Tensor, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], *, importance: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
+        """Codewords at the weighted means of their blocks; padding has no say, one without blocks stays."""
+        grid = Grid.of(tuple(w.shape), self.block, pad=self.pad)
+        weights = grid.split(torch.ones_like(w) if importance is None else importance).double()
+        labels, before = codes["codes"].reshape(-1).long(), side["centroids"]
+        mass = torch.zeros(before.shape, dtype=torch.float64).index_add_(0, labels, weights)
+        sums = torch.zeros_like(mass).index_add_(0, labels, weights * grid.split(w).double())
+        return {"centroids": torch.where(mass > 0, (sums / mass.clamp_min(1e-30)).float(), before)}
+
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = Grid.of(shape, self.block, pad=self.pad)
         labels = codes["codes"].reshape(-1).long()
