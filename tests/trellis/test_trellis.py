@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from bitbook import ECSQ, FitOptions, Quantizer, Trellis, quantize, quantize_priced
+from bitbook import ECSQ, TCQ, ErrorFeedback, FitOptions, Quantizer, Trellis, quantize, quantize_priced
 from bitbook.artifact import Artifact, from_bytes, to_bytes
+from bitbook.coding.choose import Smallest
 from bitbook.errors import PlanError
+from bitbook.rate.rates import fit_rates
 from bitbook.scalar.leaves import Float
 
 
@@ -70,6 +72,35 @@ def test_a_second_zero_wins_at_low_rates_on_peaked_weights() -> None:
     assert bound < path < 0.96 < scalar
     points = quantize_priced(Trellis(8, 3), w, 0.65, options=FitOptions(step=0.95)).side["points"].decode()[0]
     assert points[4] < 0.4 and points[2] < -1.4  # levels 1 and -1
+
+
+def correlated(cols: int = 48) -> tuple[Tensor, Tensor]:
+    """Weights, and second moments of inputs that depend on each other."""
+    x = samples(400, cols, seed=1) @ samples(cols, cols, seed=2)
+    return samples(32, cols, seed=3), (x.T @ x / len(x)).double()
+
+
+@pytest.mark.parametrize("recipe", [Trellis(8), Trellis(8, 2, (1, -1)), TCQ(3), TCQ(2, 16, (1, -1))], ids=repr)
+def test_error_feedback_lowers_the_error_of_outputs(recipe: Quantizer) -> None:
+    w, moments = correlated()
+    encoder = ErrorFeedback(moments)
+    fed = quantize(recipe, w, encoder=encoder)
+    assert encoder.report is not None and encoder.report.used
+    assert encoder.error(w, fed) < 0.7 * encoder.error(w, quantize(recipe, w))
+    stored = from_bytes(to_bytes(Artifact({"w": fed}), Smallest())[0])  # its codes are a path
+    assert torch.equal(stored.decode("w").float(), fed.decode())
+
+
+def test_error_feedback_and_a_price_beat_scalars_under_both() -> None:
+    w, moments = correlated()
+    encoder = ErrorFeedback(moments)
+
+    def cost(recipe: Quantizer, lam: float) -> float:
+        q = quantize_priced(recipe, w, lam, encoder=encoder)
+        bits = sum(fit_rates(spec, q.codes[spec.name]).bits for spec in q.recipe.layout(q.shape))
+        return encoder.error(w, q) + lam * bits
+
+    assert all(cost(Trellis(8), lam) < 0.99 * cost(ECSQ(), lam) for lam in (0.3, 3.0))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -41,7 +41,7 @@ TUNING_SEEDS = (1000, 1001)
 LADDERS: Mapping[tuple[str, bool], Sequence[float]] = {
     (MLP, False): (1.5e-6, 2.5e-6, 4e-6, 6e-6, 9e-6, 1.3e-5, 1.8e-5),
     (MLP, True): (8e-6, 1.3e-5, 2.2e-5),
-    (LENET_5, True): (2.5e-6, 4e-6, 8e-6),
+    (LENET_5, True): (2.5e-6, 4e-6, 8e-6, 1.2e-5),
     (LENET_300_100, True): (6e-6, 8e-6, 1.1e-5),
 }
 """The prices λ that are tried for each model, with and without a teacher."""
@@ -252,7 +252,7 @@ Its pupils see {TEACHER["copies"]} copies of each image, moved a little by affin
 each (0.9, and 0.1 for the label), in {TAUGHT["epochs"]} passes; inputs from 0 to 1 are folded into the first layer
 afterwards, so that the file is an ordinary network for inputs from −1 to 1. "Alone" has neither. LeNet-5 is trained
 as {NARROW}, in {TAUGHT_LENET_5["epochs"]} passes and from smaller steps, and widened: its file holds all 431,080
-weights. Its ladder has one price so far.
+weights.
 
 Where the bytes of the MLP's files are, mean over all of its rows:
 
