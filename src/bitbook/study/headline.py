@@ -93,7 +93,8 @@ PRICES: Mapping[str, float] = {
     "mlp-784-128-64-10 97.5 taught": 1.6e-05,
     "mlp-784-128-64-10 97 taught": 2.2e-05,
     "lenet-300-100 98.1 taught": 7.8e-06,
-    "lenet-5 99.02 taught": 5e-06,
+    "lenet-5 99.17 taught": 3.2e-06,
+    "lenet-5 99.02 taught": 6e-06,
     "mlp-784-128-64-10 97.5 alone": 5.4e-06,
     "mlp-784-128-64-10 97 alone": 1.5e-05,
 }
