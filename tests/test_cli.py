@@ -136,7 +136,10 @@ def test_calibration_is_the_api(trained: tuple[nn.Module, Path], folder: Path, d
     parts = bitbook.data.split(digits, len(digits.train_x) // 10)
     patterns = {name: bitbook.Uniform(3) for name, p in model.named_parameters() if p.dim() == 2}
     assert same_bytes(small, bitbook.compress(model, bitbook.Plan(patterns), calibration=parts.train_x[:200]))
-    for wrong in ((), ("--data", "digits", "--epochs", 1), ("--data", "digits", "--lam", 1e-5)):
+    run(*given, "--data", "digits", "--calibrate", 200, "--lam", 1e-3)
+    cheaper = bitbook.compress(model, bitbook.Plan(patterns), calibration=parts.train_x[:200], lam=1e-3)
+    assert same_bytes(small, cheaper)
+    for wrong in ((), ("--data", "digits", "--epochs", 1), ("--data", "digits", "--budget", "4KB")):
         with pytest.raises(bitbook.errors.PlanError, match="--calibrate needs --data, and is instead of training"):
             run(*given, "--calibrate", 20, *wrong)
 
