@@ -182,7 +182,7 @@ class ErrorFeedback:
         scaled = bool(plain.side) and recipe.trains_codes and bounded  # finer steps without a bound are more bytes
         best = sought(attempt, cost) if self.options.search and scaled else attempt(1.0)
         if self.options.search and plain.side:
-            best = self._refitted(w, best, recipe.child_options(options), again=bounded)
+            best = self._refitted(w, best, options, again=bounded)
         return self._reported(plain, best if cost(best) < cost(plain) else plain, w)
 
     def quantize_priced(
@@ -235,7 +235,7 @@ class ErrorFeedback:
         scaled = bool(plain.side) and recipe.trains_codes and not (unbounded and options.step is not None)
         best = sought(attempt, cost) if self.options.search and scaled else attempt(1.0)
         if self.options.search and plain.side:
-            best = self._refitted(w, best, recipe.child_options(options), again=False)
+            best = self._refitted(w, best, options, again=False)
         best = min((best, settle(best, rounds)), key=cost)
         if not cost(best) < cost(plain):
             best = plain
@@ -320,7 +320,9 @@ class ErrorFeedback:
         for _ in range(3):
             side = self._least_squares(w, best)
             stored = {
-                name: quantize_side(child.recipe, side[name], options) if name in side else best.side[name]
+                name: quantize_side(child.recipe, side[name], best.recipe.side_options(name, options))
+                if name in side
+                else best.side[name]
                 for name, child in best.recipe.children(best.shape).items()
             }
             recipe = best.recipe.with_children({name: q.recipe for name, q in stored.items()})

@@ -20,9 +20,28 @@ from typing import Any, NamedTuple
 
 import torch
 from tests.artifact.forge import Json, closed, closed_one, opened, opened_one, signed, signed_one, text_of
-from tests.golden.make import contents, mixed
+from tests.golden.make import contents, mixed, trellis
+from torch import Generator
 
-from bitbook.artifact import from_bytes, to_bytes
+from bitbook import (
+    E8P,
+    ECSQ,
+    NF4,
+    Balanced,
+    Codebook,
+    FitOptions,
+    GainShape,
+    Lattice,
+    Permuted,
+    PowersOfTwo,
+    Residual,
+    Rotated,
+    SignMagnitude,
+    Table,
+    Uniform,
+    quantize,
+)
+from bitbook.artifact import Artifact, from_bytes, to_bytes
 from bitbook.artifact.contents import CODERS
 from bitbook.artifact.one import OPENING
 from bitbook.artifact.read import ledger_from_bytes, parse
@@ -33,6 +52,8 @@ SECONDS = 1.0  # of processor time for one file
 _VALUES: list[Json] = [
     *(None, True, 0, 1, -1, 2, 7, 255, 256, 65536, 10**6, 10**12, 10**17, 10**18, 0.5, -0.0, float("inf")),
     *("", "0", "U8", "F32", "BF16", "BOOL", "Float", "Uniform", "Codebook", "Pruned", "Binary", "bfloat16", "batch"),
+    *("Trellis", "TCQ", "Lattice", "E8P", "Rotated", "Balanced", "Permuted", "Residual", "SignMagnitude", "GainShape"),
+    *([0], [0, 4], [4, 0, 3], {"block": [1, 10**8], "pad": True}),
     *("Fixed", "__inputs__", "\ud800", [], [1, 1], [1, -1], {}, {"block": [1, 2]}, {"pad": True}, ["Uniform", 4]),
     *CODERS,
 ]
@@ -58,7 +79,7 @@ def fuzz(*, seed: int, files: int | None = None, seconds: float | None = None) -
         for coder in CODERS.values()
         for layout in ("one", "per-tensor")
     ]
-    corpus.append(to_bytes(mixed())[0])
+    corpus.extend(to_bytes(artifact)[0] for artifact in (mixed(), trellis(), family()))
     for data in corpus:
         check(data)  # compiles, before anything is measured
     known: set[tuple[str, int, int]] = set()
@@ -76,6 +97,18 @@ def fuzz(*, seed: int, files: int | None = None, seconds: float | None = None) -
             corpus.append(data)
         tried += 1
     return Report(tried, read, len(known), len(corpus), _memory() - before)
+
+
+def family() -> Artifact:
+    """One of each kind that no golden file has."""
+    w = torch.randn(8, 16, generator=Generator().manual_seed(0))
+    book, options = Codebook(4, (1, 4), centroids=Uniform(4)), FitOptions(iterations=3)
+    recipes = (
+        Rotated(Uniform(3)), Balanced(ECSQ()), Permuted(book), Residual((book, Uniform(2))), SignMagnitude(book),
+        GainShape(4), Lattice("D4"), E8P(), Table(NF4), PowersOfTwo(3),
+    )  # fmt: skip
+    generator = Generator().manual_seed(0)
+    return Artifact({f"w{i}": quantize(r, w, options=options, generator=generator) for i, r in enumerate(recipes)})
 
 
 def check(data: bytes) -> bool:

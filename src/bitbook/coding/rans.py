@@ -239,10 +239,11 @@ def _read_table(table: bytes, spec: StreamSpec) -> tuple[np.ndarray, np.ndarray,
     dense = number()
     for _ in range(count - 1):
         symbols.append(symbols[-1] + 1 + (0 if dense else number()))
+    gapless = symbols[-1] - symbols[0] == count - 1
     frequencies = [number() + 1 for _ in range(count - 1)]
     frequencies.append((1 << precision) - sum(frequencies))
     least, most = (-LARGEST_CODE, LARGEST_CODE) if spec.alphabet is None else (0, spec.alphabet - 1)
-    if frequencies[-1] < 1 or dense > 1 or symbols[0] < least or symbols[-1] > most:
+    if frequencies[-1] < 1 or dense != gapless or symbols[0] < least or symbols[-1] > most:
         raise CorruptArtifact(f"{name}: the table of frequencies is not one")
     small = symbols[0] >= -(1 << 31) and symbols[-1] < 1 << 31
     return np.array(symbols, np.int32 if small else np.int64), np.array(frequencies, np.int64), at

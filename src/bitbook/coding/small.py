@@ -227,6 +227,8 @@ def code_grid(coder, buffer, codes, stride, low, high, machine, odd, row_links, 
     excess = np.zeros(cols, np.int64)
     holders = np.zeros((cols, _LIST), np.int64)
     held = np.zeros(cols, np.int64)
+    touched = np.zeros(rows, np.int64)  # rows before that share something with this one
+    touches = 0
     shared = np.zeros(rows, np.int64)  # per row before: non-zeros shared with this one, and equal signs less unequal
     agreement = np.zeros(rows, np.int64)
     blurred = np.zeros((2, cols), np.int64)
@@ -248,8 +250,10 @@ def code_grid(coder, buffer, codes, stride, low, high, machine, odd, row_links, 
             _densities(found, total, stride, blurred, blur_weights, densities)
         before = _ratio(row_found, row_expected, _PRIOR_BEFORE)
         row_found = row_expected = row_balance = row_excess = np.int64(0)
-        shared[:i] = 0
-        agreement[:i] = 0
+        for k in range(touches):
+            shared[touched[k]] = 0
+            agreement[touched[k]] = 0
+        touches = 0
         kr = row_links[i]
         for j in range(cols):
             kc = col_links[j]
@@ -401,6 +405,9 @@ def code_grid(coder, buffer, codes, stride, low, high, machine, odd, row_links, 
             row_excess += min(k - 1, 255)
             for q in range(members):
                 other = holders[j, q]
+                if not shared[other]:
+                    touched[touches] = other
+                    touches += 1
                 shared[other] += 1
                 agreement[other] += sign * _sign(codes[other, j])
             holders[j, held[j] % _LIST] = i

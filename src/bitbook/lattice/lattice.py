@@ -100,7 +100,7 @@ class Lattice(Quantizer):
         vectors = self._vectors(shape)
         last = codes["last"][:, :, None]
         coset = codes["coset"] if self.kind == "E8" else torch.zeros_like(codes["last"])
-        free = _unsorted(codes["free"].reshape(*coset.shape, -1), coset)
+        free = _unsorted(codes["free"].reshape(*coset.shape, vectors.grid.c - 1), coset)
         kind = _kind_of_last(coset, free)
         last = 2 * _unsorted(last, kind).double() + (kind & 1)[:, :, None]
         points = torch.cat([free.double(), last], 2) + 0.5 * coset[:, :, None]

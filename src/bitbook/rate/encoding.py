@@ -69,16 +69,16 @@ def settled(
     recentre: Callable[[Quantized], Quantized] = lambda found: found,
 ) -> Quantized:
     """Count, suit the side tensors to the codes, and encode in turn; what has the least `error` plus `lam` · bits."""
-    (spec,) = found.recipe.layout(found.shape)
     best, least = found, float("inf")
-    for _ in range(rounds):
-        rates = fit_rates(spec, found.codes[spec.name])
+    for left in range(rounds, 0, -1):
+        rates = {spec.name: fit_rates(spec, found.codes[spec.name]) for spec in found.recipe.layout(found.shape)}
         found = recentre(found)
-        cost = error(found) + lam * rates.bits
+        cost = error(found) + lam * sum(stream.bits for stream in rates.values())
         if cost < least:
             best, least = found, cost
-        side = {name: stored.decode() for name, stored in found.side.items()}
-        found = replace(found, codes=encode(found.recipe, side, Price(lam, {spec.name: rates})))
+        if left > 1:
+            side = {name: stored.decode() for name, stored in found.side.items()}
+            found = replace(found, codes=encode(found.recipe, side, Price(lam, rates)))
     return best
 
 

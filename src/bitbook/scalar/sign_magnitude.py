@@ -26,7 +26,8 @@ class SignMagnitude(Quantizer):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Quantizer) or isinstance(self.inner, SignMagnitude):
             raise PlanError(f"SignMagnitude(inner={self.inner!r:.80}): use a quantizer of magnitudes")
-        for name in ("trains_codes", "learns_side", "idempotent", "independent_blocks"):  # as the inner quantizer does
+        # As the inner quantizer does.
+        for name in ("trains_codes", "learns_side", "idempotent", "independent_blocks", "codes_by_row"):
             object.__setattr__(self, name, getattr(self.inner, name))
 
     def decoder(self) -> SignMagnitude:

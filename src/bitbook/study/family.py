@@ -6,10 +6,10 @@
     start ──► weights through the plan ──► batch-norm statistics shifted ──► (trained) ──► file ──► evaluate
 
 A cell is JSON: dataset, holdout, model, start, family, method, recipe, phases (one plan, and how it is tuned), fit and
-regime where they are not the defaults, dense (a plan for what is not a weight), repair (whether batch-norm statistics
-are shifted), calibration (how many training images may be looked at), seed.  The start is trained
-(`trial.trained_start`) or `{"file": …}`, a public network.  Every file is written by the smallest coder; its length is
-what is compared.
+regime where they are not the defaults, feedback (its λ, where errors are fed back), dense (a plan for what is not a
+weight), repair (whether batch-norm statistics are shifted), calibration (how many training images may be looked at),
+seed.  The start is trained (`trial.trained_start`) or `{"file": …}`, a public network.  Every file is written by the
+smallest coder; its length is what is compared.
 """
 
 from __future__ import annotations
@@ -463,8 +463,10 @@ length of the file on disk, each stream in the smallest of all coders, biases, n
 included; accuracies are those of the file, read back into a fresh model.
 
 Rows are methods; "{ROUNDED}": weights as the fit leaves them; "{SHIFTED}": with what the weights changed in the
-batch-norm statistics of a few training images added to the stored ones; "{TRAINED}": tuned under the plan for a
-short time, from shifted statistics. What is no weight is stored alike for all methods: biases and normalisations in
+batch-norm statistics of a few training images added to the stored ones; "{FEEDBACK}": each column encoded to make up
+for the errors of those before it on such images, ECSQ and trellises under a price of bits, then shifted;
+"{TRAINED}": tuned under the plan for a short time, from shifted statistics.
+What is no weight is stored alike for all methods: biases and normalisations in
 bfloat16, two vectors for each normalisation.
 {sections}"""
 
@@ -625,9 +627,9 @@ def _steps(lines: Mapping[str, Sequence[Point]]) -> list[str]:
 def draw(network: Network, results: Sequence[Result], path: Path) -> Path:
     """The most that was done to every method without training, a panel for each family."""
     lines = curves(results)
-    name = next(n for n in (SHIFTED, ROUNDED) if n in lines)
+    name = next(n for n in (FEEDBACK, SHIFTED, ROUNDED) if n in lines)
     shown = list(lines[name])
-    if name == SHIFTED:
+    if name != ROUNDED:
         shown += [p for p in lines.get(ROUNDED, []) if p.method == "float"]
     panels: dict[str, list[str]] = {}
     for p in shown:

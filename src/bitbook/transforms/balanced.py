@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from bitbook.blocks import Shape, matrix_shape
-from bitbook.quantizer import Child, FitOptions, Quantizer
+from bitbook.columns import Feedback
+from bitbook.errors import PlanError
+from bitbook.quantizer import Child, FitOptions, Price, Quantizer
 from bitbook.scalar.leaves import Float
 from bitbook.scalar.uniform import SMALLEST_SCALE
 from bitbook.transforms.transform import Transform
@@ -53,6 +55,22 @@ class Balanced(Transform):
 
     def inputs(self, w: Tensor, own: Mapping[str, Tensor]) -> Tensor:
         return own["cols"].flatten().diag()
+
+    def inner_options(self, options: FitOptions, own: Mapping[str, Tensor]) -> FitOptions:
+        if options.step is None:
+            return options
+        scale = float(_product(own).double().square().mean().sqrt())
+        return replace(options, step=options.step / scale) if scale > 0 else options
+
+    def encode_fed_back(
+        self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
+    ) -> dict[str, Tensor]:
+        if price is not None:
+            raise PlanError(
+                f"{self!r}: errors of its rows weigh differently, which a price with error feedback does not see; "
+                "leave out the price or the feedback, or use its inner recipe alone"
+            )
+        return super().encode_fed_back(w, side, feedback)
 
     def importance_of(self, w: Tensor, importance: Tensor | None, own: Mapping[str, Tensor]) -> Tensor:
         weights = _product(own).square().reshape(w.shape)

@@ -50,8 +50,7 @@ class Permuted(Transform):
     ) -> dict[str, Tensor]:
         shape = tuple(w.shape)
         rows, cols = matrix_shape(shape)
-        codes = min(spec.grid[1] for spec in self.inner.layout(shape))
-        places = -(-cols // codes) if codes else 1
+        places = self.inner.columns(shape)
         matrix = w.detach().reshape(rows, cols).double()
         found = sorted_by_energy(matrix) if places == 1 else alike(matrix.T @ matrix, places)
         orders = [_rank_tensor(w, order) for order in (range(cols), found.tolist())] if cols > 1 else []

@@ -56,6 +56,8 @@ def rotate(w: Float[Tensor, "rows n"], seed: int) -> Float[Tensor, "rows n"]:
     then new signs and the same for the last p columns, then new signs and again the first p.  Everything is float64
     until the end, in an order that is part of the file format, so that all platforms give the same bits.
     """
+    if not w.numel():
+        return w
     x = w.double()
     for signs, start in _passes(w.shape[1], seed):
         x = _hadamard(x * signs.to(x.device), start)
@@ -64,6 +66,8 @@ def rotate(w: Float[Tensor, "rows n"], seed: int) -> Float[Tensor, "rows n"]:
 
 def rotate_back(x: Float[Tensor, "rows n"], seed: int) -> Float[Tensor, "rows n"]:
     """Undo `rotate`: its passes in reverse."""
+    if not x.numel():
+        return x
     w = x.double()
     for signs, start in reversed(_passes(x.shape[1], seed)):
         w = _hadamard(w, start) * signs.to(w.device)

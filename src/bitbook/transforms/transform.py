@@ -8,14 +8,14 @@ The codes are the inner recipe's; its side tensors stand beside those that the t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
-from bitbook.blocks import Shape, matrix_shape
+from bitbook.blocks import Grid, Shape, matrix_shape
 from bitbook.columns import Feedback
 from bitbook.errors import PlanError
 from bitbook.quantizer import (
@@ -57,6 +57,13 @@ class Transform(Quantizer):
         """A, `(cols, cols)`, such that rows of `back` are rows of the inner tensor times Aᵀ, up to a factor each."""
         cols = matrix_shape(tuple(w.shape))[1]
         return self.back(torch.eye(cols, dtype=w.dtype, device=w.device), own).T
+
+    def inner_options(self, options: FitOptions, own: Mapping[str, Tensor]) -> FitOptions:
+        """How the inner recipe is fitted; a step of the weights is not always one of the inner tensor's."""
+        return options
+
+    def grids(self, shape: Shape) -> Iterator[Grid]:
+        return self.inner.grids(shape)
 
     def own_children(self, shape: Shape) -> Mapping[str, Child]:
         """The transform's own side tensors."""
@@ -118,7 +125,8 @@ class Transform(Quantizer):
         found = self.find(w, importance, options, generator)
         own = self._stored(found, tuple(w.shape), options)
         weights = self.importance_of(w, importance, own)
-        inner = self.inner.fit(self.forward(w, own), importance=weights, options=options, generator=generator)
+        below = self.inner_options(options, own)
+        inner = self.inner.fit(self.forward(w, own), importance=weights, options=below, generator=generator)
         return {**found, **inner}
 
     def refresh(self, w: Tensor, side: Mapping[str, Tensor], options: FitOptions) -> Mapping[str, Tensor]:
@@ -144,7 +152,8 @@ class Transform(Quantizer):
         found = self.find(w, feedback.importance(tuple(w.shape)), options, generator)
         own = self._stored(found, tuple(w.shape), options)
         mapped = feedback.mapped(self.inputs(w, own).double())
-        return {**found, **self.inner.fit_fed_back(self.forward(w, own), mapped, options, generator)}
+        below = self.inner_options(options, own)
+        return {**found, **self.inner.fit_fed_back(self.forward(w, own), mapped, below, generator)}
 
     def encode_fed_back(
         self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None

@@ -43,6 +43,7 @@ class TCQ(Quantizer):
     pad: bool = False
 
     independent_blocks = False
+    codes_by_row = False
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or not 1 <= self.bits <= 7:

@@ -53,6 +53,7 @@ class Trellis(Quantizer):
 
     learns_side = True
     independent_blocks = False
+    codes_by_row = False
     price_of_step = 0.35  # measured on unit Gauss from 1 to 4 bits; levels in one place are two steps apart
 
     def __post_init__(self) -> None:

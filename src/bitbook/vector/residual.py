@@ -50,6 +50,8 @@ class Residual(Quantizer):
             raise PlanError(f"Residual(beam={self.beam!r}): use a whole number from 1 to 256")
         # Of instances, since it depends on the stages: codes move where those of any stage do.
         object.__setattr__(self, "trains_codes", any(stage.trains_codes for stage in given))
+        object.__setattr__(self, "codes_by_row", all(stage.codes_by_row for stage in given))
+        object.__setattr__(self, "independent_blocks", all(stage.independent_blocks for stage in given))
         object.__setattr__(self, "learns_side", any(s.learns_side or not s.trains_codes for s in given))
 
     def decoder(self) -> Residual:
