@@ -28,7 +28,7 @@ _FAMILY = "bitbook.study.family:run_trial"
 STUDIES: Mapping[str, Study] = {
     **{name: Study(cells, seeds) for name, (cells, seeds) in GRIDS.items()},
     "entropy": Study(entropy_cells, 3, reported=False),
-    "family": Study(family_cells, 3, _FAMILY, reported=False),
+    "family": Study(family_cells, 2, _FAMILY, reported=False),
     "family-mnist": Study(mnist_family_cells, 3, _FAMILY, reported=False),
     "headline-tuning": Study(tuning_cells, len(TUNING_SEEDS), _PRICED, reported=False),
     "headline": Study(headline_cells, 5, _PRICED, reported=False),

@@ -454,10 +454,12 @@ def document(results: Sequence[Result], networks: Sequence[Network] = NETWORKS) 
     """What each method needs for each accuracy, and who wins at equal bytes, for each network."""
     by_title = network_of(results, networks)
     sections = "\n".join(_section(n, by_title[n.title]) for n in networks if n.title in by_title)
+    seeds = len({r["cell"]["seed"] for r in results})
     minutes = sum(r["result"]["seconds"]["fit"] + r["result"]["seconds"]["evaluate"] for r in results) / 60
     return f"""# The family at equal bytes
 
-Made by `bitbook study --dataset family` and `python -m bitbook.study.family runs/family docs/results` (`make family`):
+Made by `bitbook study --dataset family --seeds {seeds}` and
+`python -m bitbook.study.family runs/family docs/results` (`make family`):
 {len(results)} trials, {minutes:.0f} core-minutes; a row per trial and split in [family.csv](family.csv). Bytes are the
 length of the file on disk, each stream in the smallest of all coders, biases, normalisations, codebooks and the plan
 included; accuracies are those of the file, read back into a fresh model.
