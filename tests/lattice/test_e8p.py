@@ -37,6 +37,18 @@ def test_no_codeword_is_nearer() -> None:
         assert torch.allclose(error, least, rtol=1e-6)
 
 
+@pytest.mark.parametrize("cols", [1, 5, 9, 15])
+def test_padding_has_no_say(cols: int) -> None:
+    w = 3 * torch.randn(200, cols, generator=torch.Generator().manual_seed(cols))
+    recipe, side = E8P(pad=True), {"scale": torch.ones(1, 1)}
+    decoded = recipe.decode(recipe.encode(w, side), side, (200, cols))
+    start = cols - cols % 8
+    distance = (w[:, None, start:].double() - all_codewords()[:, : cols % 8].double()).square().sum(2)
+    found = (w - decoded)[:, start:].double().square().sum(1)
+    assert torch.allclose(found, distance.min(1).values, rtol=1e-5, atol=1e-6)
+    assert torch.equal(recipe.decode(recipe.encode(decoded, side), side, (200, cols)), decoded)
+
+
 def test_loops_and_torch_agree_also_on_ties() -> None:
     x = torch.randn(2000, 8, generator=torch.Generator().manual_seed(1)) * 1.2
     x = torch.cat([x, (x * 2).round() / 2, torch.zeros(1, 8)])  # half integers are equally near to many codewords

@@ -84,6 +84,9 @@ class E8P(Quantizer):
         search = kernels.nearest if kernels.serve(x) else nearest
         pattern, signs = search(x, patterns())
         shape = (vectors.grid.R, vectors.grid.C)
+        if vectors.grid.padded and len(x):
+            last = slice(shape[1] - 1, None, shape[1])
+            pattern[last], signs[last] = nearest_cut(x[last], vectors.grid.cols - 8 * (shape[1] - 1))
         dtype = code_dtype(256)
         return {"patterns": pattern.to(dtype).reshape(shape), "signs": signs.to(dtype).reshape(shape)}
 
@@ -135,6 +138,19 @@ def nearest(x: F32[Tensor, "n 8"], table: F32[Tensor, "256 8"]) -> tuple[Int[Ten
     """
     found = [_nearest(part, table) for part in x.split(_CHUNK)] or [(x.new_zeros(0, dtype=torch.long),) * 2]
     return torch.cat([pattern for pattern, _ in found]), torch.cat([signs for _, signs in found])
+
+
+def nearest_cut(x: F32[Tensor, "n 8"], real: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Pattern and signs of the codeword whose first `real` coordinates are nearest, the first of equals.
+
+    Padding is dropped by the decoder.  Were it compared, a result could be nearer to another codeword than its own.
+    """
+    both = torch.arange(1 << 16, device=x.device)
+    table = codewords(both >> 8, both & 255)[:, :real].double()
+    step = max((1 << 20) // table.numel(), 1)
+    parts = [(part[:, None, :real].double() - table).square().sum(2).argmin(1) for part in x.split(step)]
+    found = torch.cat(parts)
+    return found >> 8, found & 255
 
 
 def _nearest(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
