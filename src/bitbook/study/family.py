@@ -150,7 +150,10 @@ def others(group: int) -> tuple[Method, ...]:
         single(
             "vectors", "residual", Residual((Codebook(64, four, FUSED), Codebook(64, four, FUSED))), {"iterations": 25}
         ),
-        single("vectors", "signs apart", SignMagnitude(Codebook(64, four, FUSED)), {"iterations": 25}),
+        # Magnitudes have no negative side: the range from least to most would clip their upper half.
+        single(
+            "vectors", "signs apart", SignMagnitude(Codebook(64, four, FUSED)), {"iterations": 25, "range": "absmax"}
+        ),
         single("vectors", "gain and shape", GainShape(64, eight, gains=Uniform(4, symmetric=False))),
         single("lattice", "E8P", E8P(ROW), MSE),
         single("trellis", "trellis, fixed rate", TCQ(3, 8, ROW)),
