@@ -34,6 +34,7 @@ from bitbook.quantizer import (
     encode_fitted,
     quantize,
     quantize_side,
+    unbounded,
 )
 from bitbook.rate.encoding import quantize_priced, settled
 from bitbook.rate.rates import fit_rates
@@ -167,18 +168,17 @@ class ErrorFeedback:
         self._refuse(importance)
         self._extent(tuple(w.shape))
         recipe = recipe.resolve(tuple(w.shape))
-        state = None if generator is None else generator.get_state()
+        again = _repeated(generator)
         plain = quantize(recipe, w, options=options, generator=generator)
 
         def attempt(multiple: float) -> Quantized:
-            again = None if generator is None or state is None else Generator(generator.device).set_state(state)
-            fitted = recipe.fit_fed_back(w * multiple, self, options, again)
+            fitted = recipe.fit_fed_back(w * multiple, self, options, again())
             return encode_fitted(recipe, w, fitted, options, lambda r, side: r.encode_fed_back(w, side, self))
 
         def cost(found: Quantized) -> float:
             return self.error(w, found)
 
-        bounded = all(spec.alphabet is not None for spec in plain.recipe.layout(plain.shape))
+        bounded = not unbounded(plain.recipe, plain.shape)
         scaled = bool(plain.side) and recipe.trains_codes and bounded  # finer steps without a bound are more bytes
         best = sought(attempt, cost) if self.options.search and scaled else attempt(1.0)
         if self.options.search and plain.side:
@@ -201,18 +201,15 @@ class ErrorFeedback:
         shape = tuple(w.shape)
         self._extent(shape)
         recipe = recipe.resolve(shape)
-        state = None if generator is None else generator.get_state()
+        again = _repeated(generator)
         weights = self.importance(shape)
         scale = float(self._damped(self.damping).diagonal(dim1=1, dim2=2).mean())
         plain = quantize_priced(
             recipe, w, lam, importance=weights * scale, options=options, generator=generator, rounds=rounds
         )
-        unbounded = any(spec.alphabet is None for spec in plain.recipe.layout(plain.shape))
-        step = options.step
-        if (
-            unbounded and step is None and lam > 0
-        ):  # where error falls by λ for a bit, at high rate (Gish & Pierce 1968)
-            step = math.sqrt(lam / recipe.price_of_step / self.average)
+        endless, step = unbounded(plain.recipe, plain.shape), options.step
+        if endless and step is None and lam > 0:
+            step = recipe.step_for(lam / self.average)
 
         def cost(found: Quantized) -> float:
             return self.error(w, found) + lam * sum(
@@ -226,13 +223,12 @@ class ErrorFeedback:
             return settled(found, lam, passes, lambda q: self.error(w, q), encode)
 
         def attempt(multiple: float) -> Quantized:
-            again = None if generator is None or state is None else Generator(generator.device).set_state(state)
-            sized = replace(options, step=step * multiple) if unbounded and step is not None else options
-            fitted = recipe.fit_fed_back(w if unbounded else w * multiple, self, sized, again)
+            sized = replace(options, step=step * multiple) if endless and step is not None else options
+            fitted = recipe.fit_fed_back(w if endless else w * multiple, self, sized, again())
             first = encode_fitted(recipe, w, fitted, options, lambda r, side: r.encode_fed_back(w, side, self))
             return settle(first, 2)
 
-        scaled = bool(plain.side) and recipe.trains_codes and not (unbounded and options.step is not None)
+        scaled = bool(plain.side) and recipe.trains_codes and not (endless and options.step is not None)
         best = sought(attempt, cost) if self.options.search and scaled else attempt(1.0)
         if self.options.search and plain.side:
             best = self._refitted(w, best, options, again=False)
@@ -375,6 +371,14 @@ class ErrorFeedback:
                     break
                 moved = {n: moved[n] + across / curve * direction[n] for n in moved}
         return {name: value for name, value in moved.items() if bool(value.isfinite().all())}
+
+
+def _repeated(generator: Generator | None) -> Callable[[], Generator | None]:
+    """Generators that all draw what this one would draw next."""
+    if generator is None:
+        return lambda: None
+    state, device = generator.get_state(), generator.device
+    return lambda: Generator(device).set_state(state)
 
 
 def sought(attempt: Callable[[float], Quantized], cost: Callable[[Quantized], float]) -> Quantized:

@@ -184,6 +184,10 @@ class Quantizer(ABC):
         """
         raise PlanError(f"{self!r} has no codes to choose among for their bits; use ECSQ, Uniform or Codebook")
 
+    def step_for(self, lam: float) -> float:
+        """The step that suits λ at high rate, where codes have no bound."""
+        return math.sqrt(lam / self.price_of_step)
+
     def recentre(
         self, w: Tensor, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], *, importance: Tensor | None = None
     ) -> Mapping[str, Tensor]:
@@ -326,6 +330,11 @@ def assemble(recipe: Quantizer, shape: Shape, codes: Iterator[Tensor]) -> Quanti
     """Build a `Quantized` from code tensors in the order of `stream_specs`."""
     side = {n: assemble(child.recipe, child.shape, codes) for n, child in recipe.children(shape).items()}
     return Quantized(recipe, shape, {spec.name: next(codes) for spec in recipe.layout(shape)}, side)
+
+
+def unbounded(recipe: Quantizer, shape: Shape) -> bool:
+    """Whether any codes of a tensor of `shape` have no bound, so that a finer step means more bytes."""
+    return any(spec.alphabet is None for spec in recipe.layout(shape))
 
 
 class Encoder(Protocol):

@@ -21,7 +21,6 @@ from bitbook.coding.fixed import checked
 from bitbook.errors import CorruptArtifact, PlanError
 from bitbook.quantizer import LARGEST_CODE, Stream, StreamSpec, code_dtype
 from bitbook.trellis.machine import NO_MACHINE, next_states
-from bitbook.trellis.viterbi import walk
 
 if TYPE_CHECKING:
     from bitbook.coding import small
@@ -112,8 +111,6 @@ def _grid(stream: Stream) -> np.ndarray:
     values = checked(stream).reshape(spec.grid).astype(np.int64)
     if not _is_number(spec):
         return values
-    if spec.states and walk(values.reshape(-1), spec.states) < 0:
-        raise PlanError(f"{spec.name}: the codes are no path through a machine of {spec.states} states")
     return (values if spec.alphabet is None else values - spec.centre).astype(np.int32)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bitbook.errors import CorruptArtifact, PlanError
 from bitbook.quantizer import LARGEST_CODE, Stream, StreamSpec, code_dtype
+from bitbook.trellis.viterbi import walk
 
 LARGEST_ALPHABET = 1 << 32
 """Bit patterns of float32."""
@@ -96,7 +97,7 @@ def _bytes(bits: int) -> int:
 
 def checked(stream: Stream) -> np.ndarray:
     """The codes as one row of integers; raises `PlanError` where they are not what the spec says."""
-    (name, grid, alphabet, _, _), codes = stream
+    (name, grid, alphabet, _, states), codes = stream
     if codes.numel() != grid[0] * grid[1]:
         raise PlanError(f"{name}: {codes.numel()} codes do not fill the grid {grid}")
     if alphabet is not None and not 1 <= alphabet <= LARGEST_ALPHABET:
@@ -106,7 +107,10 @@ def checked(stream: Stream) -> np.ndarray:
         low, high = int(codes.min()), int(codes.max())  # a uint8 tensor would compare with 256 as with 0
         if low < least or high >= end:
             raise PlanError(f"{name}: codes from {low} to {high} are not all in [{least}, {end})")
-    return codes.cpu().numpy().reshape(-1)
+    row = codes.cpu().numpy().reshape(-1)
+    if states and walk(row, states) < 0:
+        raise PlanError(f"{name}: the codes are no path through a machine of {states} states")
+    return row
 
 
 def _pack(codes: np.ndarray, alphabet: int) -> bytes:

@@ -61,14 +61,20 @@ def decode(
 
 
 @compiled
-def _decode_path(words, symbols, steps, offsets, precision, machine, codes):
-    if len(words) < 8:
-        return False
-    mask = (1 << precision) - 1
+def _first_states(words):
     a = np.int64(words[0]) | np.int64(words[1]) << 16
     b = np.int64(words[2]) | np.int64(words[3]) << 16
     c = np.int64(words[4]) | np.int64(words[5]) << 16
     d = np.int64(words[6]) | np.int64(words[7]) << 16
+    return a, b, c, d
+
+
+@compiled
+def _decode_path(words, symbols, steps, offsets, precision, machine, codes):
+    if len(words) < 8:
+        return False
+    mask = (1 << precision) - 1
+    a, b, c, d = _first_states(words)
     if min(a, b, c, d) < 1 << 16:
         return False
     at = 8
@@ -94,10 +100,7 @@ def _decode(words, symbols, steps, offsets, precision, codes):
     if len(words) < 8:
         return False
     mask = (1 << precision) - 1
-    a = np.int64(words[0]) | np.int64(words[1]) << 16
-    b = np.int64(words[2]) | np.int64(words[3]) << 16
-    c = np.int64(words[4]) | np.int64(words[5]) << 16
-    d = np.int64(words[6]) | np.int64(words[7]) << 16
+    a, b, c, d = _first_states(words)
     if min(a, b, c, d) < 1 << 16:
         return False
     at = 8

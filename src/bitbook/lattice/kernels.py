@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitbook.compiling import compiler
+
 
 def serve(x: Tensor) -> bool:
     """Whether the loop can read `x`: plain float32 on the CPU."""
@@ -26,11 +28,8 @@ def nearest(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _compiled() -> Any:
-    try:
-        from numba import njit
-    except ImportError:
-        return None
-    return njit(nogil=True, cache=True, error_model="numpy")(_nearest)
+    compile = compiler()
+    return None if compile is None else compile(_nearest)
 
 
 def _nearest(x, table, pattern, signs):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Generator, Tensor
 
-from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, checked, quantize, quantize_side
+from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, checked, quantize, quantize_side, unbounded
 from bitbook.rate.rates import fit_rates
 
 if TYPE_CHECKING:
@@ -32,20 +31,21 @@ def quantize_priced(
     Codes are chosen under the rates of the codes before them, and counted anew: entropy-constrained scalar and vector
     quantization (Chou, Lookabaugh & Gray 1989).  After each pass, reconstruction points move to the means of what they
     stand for.  The best of `rounds` passes is kept, by the same sum.  With `encoder`, the error is that of the layer's
-    outputs, and fed back from column to column.  A step that `options` leave open
-    follows from λ.  Raises as `quantize`, and `PlanError` where a recipe's codes leave no choice.
+    outputs, and fed back from column to column.  Where codes have no bound, a step that `options` leave open follows
+    from λ.  Raises as `quantize`, and `PlanError` where a recipe's codes leave no choice.
     """
+    w = checked(w)
     if encoder is not None:
         return encoder.quantize_priced(
-            recipe, checked(w), lam, importance=importance, options=options, generator=generator, rounds=rounds
+            recipe, w, lam, importance=importance, options=options, generator=generator, rounds=rounds
         )
-    if lam and options.step is None:  # where codes have no bound, the step that suits λ
+    shape = tuple(w.shape)
+    if lam and options.step is None and unbounded(recipe.resolve(shape), shape):
         average = 1.0 if importance is None else float(importance.double().mean())
-        options = replace(options, step=math.sqrt(lam / recipe.price_of_step / average))
+        options = replace(options, step=recipe.step_for(lam / average))
     found = quantize(recipe, w, importance=importance, options=options, generator=generator)
     if not lam:
         return found
-    w = w.detach().float()
 
     def error(found: Quantized) -> float:
         error = (found.decode() - w).square()

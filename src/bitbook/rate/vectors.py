@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bitbook.blocks import Grid
 from bitbook.qat import FakeQuantize
 from bitbook.quantizer import StreamSpec
-from bitbook.rate.rates import fit_place_rates
+from bitbook.rate.rates import fit_place_rates, fit_rates
 from bitbook.slot import slots
 from bitbook.vector.cheapest import cheapest
 from bitbook.vector.codebook import Codebook
@@ -188,7 +188,7 @@ class PricedCodebook:
         total = 0.0
         for spec, codes in cast(FakeQuantize, self.source.side.centroids).freeze().streams():
             if spec.alphabet is None:
-                total += fit_place_rates(spec, codes).bits
+                total += fit_rates(spec, codes).bits
             else:
                 total += codes.numel() * math.log2(spec.alphabet)
         return total / self._size

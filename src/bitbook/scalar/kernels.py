@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbook.blocks import Grid
+from bitbook.compiling import compiler
 
 SHORTEST_RUN = 8  # neighbours that share a scale: a loop over fewer costs more than broadcasting
 SMALL = 1 << 16  # elements for which torch takes few threads
@@ -92,13 +93,9 @@ class _Loops:
 
 @functools.cache
 def _compiled() -> _Loops | None:
-    try:
-        from numba import njit
-    except ImportError:
-        return None
-    # numpy's error model: a loop with a division that could raise is not vectorised.
-    compile: Any = njit(nogil=True, cache=True, error_model="numpy")
-    return _Loops(*map(compile, (_minmax_scale, _levels, _tiled_levels, _tiled_mask, _bounds)))
+    compile = compiler()
+    loops = _minmax_scale, _levels, _tiled_levels, _tiled_mask, _bounds
+    return None if compile is None else _Loops(*map(compile, loops))
 
 
 def _loops() -> _Loops:

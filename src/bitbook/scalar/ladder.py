@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitbook.compiling import compiler
 from bitbook.scalar.kernels import serve as serve
 
 
@@ -52,9 +53,8 @@ class _Loops:
 
 @functools.cache
 def _loops() -> _Loops:
-    from numba import njit  # whoever calls has asked `serve`
-
-    compile: Any = njit(nogil=True, cache=True, error_model="numpy")
+    compile = compiler()
+    assert compile is not None  # whoever calls has asked `serve`
     return _Loops(*map(compile, (_nearest, _points_gradient, _add_price)))
 
 

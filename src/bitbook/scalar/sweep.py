@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bitbook.blocks import Grid
 from bitbook.columns import ColumnEncoder
+from bitbook.compiling import compiler
 from bitbook.quantizer import LARGEST_CODE, CodeBits, Price, code_dtype
 from bitbook.rate.rates import Rates
 from bitbook.scalar.kernels import serve
@@ -94,9 +95,9 @@ def _ordered(bits: CodeBits) -> bool:
 
 @functools.cache
 def _loop() -> Any:
-    from numba import njit  # whoever calls has asked `serves`
-
-    return njit(nogil=True, cache=True, error_model="numpy")(_sweep)
+    compile = compiler()
+    assert compile is not None  # whoever calls has asked `serves`
+    return compile(_sweep)
 
 
 def _sweep(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float as F32
 from jaxtyping import Int
@@ -17,7 +18,7 @@ from bitbook.errors import PlanError
 from bitbook.quantizer import Child, FitOptions, Price, Quantizer, StreamSpec, code_dtype
 from bitbook.scalar.leaves import Float
 from bitbook.trellis.machine import SIZES
-from bitbook.trellis.trellis import PathEncoder, block_numbers, in_path_order
+from bitbook.trellis.trellis import PathEncoder, block_numbers
 from bitbook.trellis.viterbi import Costs, best_path, states_before, table_costs
 
 _MOST_ROUNDS = 20  # of paths and levels in turn
@@ -73,11 +74,8 @@ class TCQ(Quantizer):
         count = 1 << self.bits
         rms = grid.mean(w.square()).sqrt().reshape(-1, 1)
         # First as dense as is best for Gauss at high rate, the cube root of the density (Panter & Dite 1951).
-        spread = (
-            _CLOSER
-            * math.sqrt(3)
-            * torch.special.ndtri(0.5 + (torch.arange(count, dtype=torch.float64) + 0.5) / (2 * count))
-        )
+        share = 0.5 + (torch.arange(count, dtype=torch.float64) + 0.5) / (2 * count)
+        spread = _CLOSER * math.sqrt(3) * torch.special.ndtri(share)
         points = rms * spread.float()
         weights = grid.split(torch.ones_like(w) if importance is None else importance).double()
         blocks = grid.split(w).double()
@@ -135,10 +133,18 @@ class TCQ(Quantizer):
     ) -> Int[Tensor, "cols rows"]:
         grid = self._grid(tuple(w.shape))
         values = _values(points.detach()).cpu().numpy()
-        levels, _ = best_path(w.numel(), table_costs(*in_path_order(w, importance, grid), values), self.states)
+        levels, _ = best_path(w.numel(), table_costs(*_in_path_order(w, importance, grid), values), self.states)
         return torch.from_numpy(levels).reshape(grid.cols, grid.rows).to(w.device)
 
 
 def _values(points: F32[Tensor, "blocks count"]) -> F32[Tensor, "blocks levels"]:
     """All levels from the lowest to the highest."""
     return torch.cat([-points.flip(1), points], 1)
+
+
+def _in_path_order(w: Tensor, importance: Tensor | None, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights, the importance of each and the number of its block, column after column."""
+    weight = torch.ones_like(w) if importance is None else importance
+    values = w.detach(), weight, block_numbers(grid)
+    ordered = [value.reshape(grid.rows, grid.cols).T.reshape(-1).cpu().numpy() for value in values]
+    return ordered[0], ordered[1], ordered[2]

@@ -252,11 +252,3 @@ def _first_points(size: int) -> F32[Tensor, "1 points"]:
 def block_numbers(grid: Grid) -> Int[Tensor, "rows cols"]:
     """Of each element, the number of its block."""
     return grid.join(torch.arange(grid.R * grid.C)[:, None].expand(-1, grid.r * grid.c), (grid.rows, grid.cols))
-
-
-def in_path_order(w: Tensor, importance: Tensor | None, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights, the importance of each and the number of its block, column after column."""
-    weight = torch.ones_like(w) if importance is None else importance
-    values = w.detach(), weight, block_numbers(grid)
-    ordered = [value.reshape(grid.rows, grid.cols).T.reshape(-1).cpu().numpy() for value in values]
-    return ordered[0], ordered[1], ordered[2]

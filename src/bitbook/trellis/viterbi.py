@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
+from bitbook.compiling import compiler
 from bitbook.trellis.machine import next_states, previous
 
 _SEGMENT = 1 << 15
@@ -108,12 +109,9 @@ class _Loops:
 
 @functools.cache
 def _loops() -> _Loops:
-    try:
-        from numba import njit
-    except ImportError:
-        return _Loops(_search, _on_ladder, _on_table, _walk, _states)
-    compile: Any = njit(nogil=True, cache=True, error_model="numpy")
-    return _Loops(*map(compile, (_search, _on_ladder, _on_table, _walk, _states)))
+    """Compiled where numba is there, else plain Python: the same numbers, slower."""
+    loops, compile = (_search, _on_ladder, _on_table, _walk, _states), compiler()
+    return _Loops(*loops) if compile is None else _Loops(*map(compile, loops))
 
 
 def _walk(levels, after, state):

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+
+from bitbook.compiling import compiler
 
 TABLE_BYTES = 256 << 20
 """The boundaries of all layers are kept up to this size; beyond, halves are solved anew, in twice the time."""
@@ -139,13 +140,8 @@ def _trace(table: list[np.ndarray], end: int) -> list[int]:
 @functools.cache
 def _loops() -> tuple[Callable[..., int], Callable[..., int]]:
     """The first layer, and any other; compiled where numba is there, else plain Python: the same numbers, slower."""
-    try:
-        from numba import njit
-    except ImportError:
-        return _first, _layer
-    # numpy's error model: a loop with a division that could raise is not vectorised.
-    compiled: Any = njit(nogil=True, cache=True, error_model="numpy")
-    return compiled(_first), compiled(_layer)
+    compile = compiler()
+    return (_first, _layer) if compile is None else (compile(_first), compile(_layer))
 
 
 def _first(sums, cost, last, bound):
