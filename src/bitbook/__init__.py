@@ -52,6 +52,7 @@ from bitbook.scalar.uniform import Uniform as Uniform
 from bitbook.transforms.balanced import Balanced as Balanced
 from bitbook.transforms.permuted import Permuted as Permuted
 from bitbook.transforms.rotated import Rotated as Rotated
+from bitbook.transforms.row_scaled import RowScaled as RowScaled
 from bitbook.trellis.tcq import TCQ as TCQ
 from bitbook.trellis.trellis import Trellis as Trellis
 from bitbook.vector.codebook import Codebook as Codebook

@@ -93,8 +93,11 @@ class Feedback(Protocol):
         """R_kk², what of an error no later column can make up for, as weights of a tensor of `shape`; a mean of one."""
         ...
 
-    def mapped(self, inputs: F64[Tensor, "cols new"]) -> Feedback:
-        """The same for a tensor `v` that stands for `w = v · inputsᵀ`: scaled, permuted or rotated columns."""
+    def mapped(self, inputs: F64[Tensor, "cols new"], rows: F64[Tensor, " rows"] | None = None) -> Feedback:
+        """The same for a tensor `v` that stands for `w = v · inputsᵀ`: scaled, permuted or rotated columns.
+
+        With `rows`, for one that stands for `w = rows · v · inputsᵀ`, a factor for each row.
+        """
         ...
 
 

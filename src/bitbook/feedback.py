@@ -95,6 +95,9 @@ class ErrorFeedback:
             `(groups, cols, cols)` for grouped convolutions, whose rows fall into equal shares with inputs of their own.
             `bitbook.second_moments` measures them.
         options: damping, order, search.
+        rows: what the squared errors of each row's output weigh, ≥ 0; all one by default.  They count in every error
+            that is compared and in what is fitted, and a price is set against their mean; that rows of little weight
+            get fewer bits is what `RowScaled` is for.
 
     After each call, `report` says what came of it; a plain result that is at least as good is returned instead.
     Raises `PlanError` where moments are not symmetric, positive and finite, or do not fit the weight.
@@ -102,7 +105,9 @@ class ErrorFeedback:
 
     report: FeedbackReport | None = None
 
-    def __init__(self, moments: Tensor, options: FeedbackOptions = FeedbackOptions()) -> None:
+    def __init__(
+        self, moments: Tensor, options: FeedbackOptions = FeedbackOptions(), *, rows: Tensor | None = None
+    ) -> None:
         moments = moments.detach().double()
         if moments.dim() == 2:
             moments = moments[None]
@@ -117,6 +122,9 @@ class ErrorFeedback:
             raise PlanError("second moments must be symmetric with a diagonal of squares; pass E[x xᵀ]")
         self.moments: F64[Tensor, "groups cols cols"] = (moments + moments.mT) / 2
         self.options = options
+        self.rows: F64[Tensor, "groups rows 1"] | None = None
+        if rows is not None:
+            self._weigh(rows.detach().double())
         self._last: tuple[Tensor, Tensor] | None = None  # an order of columns, and R
 
     # -- what recipes see (columns.Feedback) ---------------------------------------------------
@@ -150,9 +158,12 @@ class ErrorFeedback:
         """What a weight's squared error adds to that of the outputs on average, the mean of R_kk²."""
         return float(self._remaining().mean())
 
-    def mapped(self, inputs: F64[Tensor, "cols new"]) -> ErrorFeedback:
-        """H of the inputs `inputsᵀ · x`, which `v` sees where `w = v · inputsᵀ`."""
-        return ErrorFeedback(inputs.double().mT @ self.moments @ inputs.double(), self.options)
+    def mapped(self, inputs: F64[Tensor, "cols new"], rows: F64[Tensor, " rows"] | None = None) -> ErrorFeedback:
+        """H of the inputs `inputsᵀ · x`, which `v` sees where `w = rows · v · inputsᵀ`."""
+        weights = None if self.rows is None else self.rows.flatten()
+        if rows is not None:
+            weights = rows.double().square() * (1.0 if weights is None else weights)
+        return ErrorFeedback(inputs.double().mT @ self.moments @ inputs.double(), self.options, rows=weights)
 
     # -- what `quantize` calls -----------------------------------------------------------------
     def quantize(
@@ -239,11 +250,27 @@ class ErrorFeedback:
 
     @torch.no_grad()
     def error(self, w: Tensor, found: Quantized) -> float:
-        """tr(E H Eᵀ): the squared error of all outputs, a mean over the calibration inputs."""
+        """tr(E H Eᵀ): the squared error of all outputs, rows weighed, a mean over the calibration inputs."""
         error = self._matrix(found.decode().double() - w.double())
-        return float(((error @ self.moments) * error).sum().clamp_min(0))
+        return float(((self._weighed(error) @ self.moments) * error).sum().clamp_min(0))
 
     # -- within --------------------------------------------------------------------------------
+    def _weigh(self, rows: F64[Tensor, " rows"]) -> None:
+        """Take the mean weight of each group's rows into H, and keep how they differ from it."""
+        if rows.dim() != 1 or not len(rows) or len(rows) % len(self.moments):
+            raise PlanError(
+                f"weights of rows of shape {tuple(rows.shape)}: use one for each row of {len(self.moments)} groups"
+            )
+        if not rows.isfinite().all() or bool((rows < 0).any()):
+            raise PlanError("weights of rows must be finite and not negative")
+        grouped = rows.reshape(len(self.moments), -1, 1)
+        mean = grouped.mean(1, keepdim=True)
+        self.moments = self.moments * mean
+        self.rows = torch.where(mean > 0, grouped / torch.where(mean > 0, mean, 1.0), 1.0)
+
+    def _weighed(self, matrix: F64[Tensor, "groups rows cols"]) -> F64[Tensor, "groups rows cols"]:
+        return matrix if self.rows is None else self.rows * matrix
+
     def _refuse(self, importance: Tensor | None) -> None:
         if importance is not None:
             raise PlanError("ErrorFeedback weighs errors by its second moments; leave importance out")
@@ -252,6 +279,10 @@ class ErrorFeedback:
         """Rows of a group, and columns; raises `PlanError` where the moments are another weight's."""
         rows, cols = matrix_shape(shape)
         groups = len(self.moments)
+        if self.rows is not None and self.rows.shape[0] * self.rows.shape[1] != rows:
+            raise PlanError(
+                f"{self.rows.shape[0] * self.rows.shape[1]} weights of rows do not fit a weight of {rows} rows"
+            )
         if self.moments.shape[1] != cols or rows % groups:
             raise PlanError(
                 f"second moments of {groups} × {self.moments.shape[1]} inputs do not fit a weight of shape {shape}, "
@@ -276,8 +307,8 @@ class ErrorFeedback:
 
     def _spread(self, weights: F64[Tensor, "groups cols"], shape: Shape) -> Tensor:
         rows, cols = self._extent(shape)
-        weights = (weights / weights.mean()).float()
-        return weights[:, None].expand(len(weights), rows, cols).reshape(shape)
+        weights = (weights / weights.mean())[:, None].expand(len(weights), rows, cols)
+        return self._weighed(weights).float().reshape(shape)
 
     def _matrix(self, w: Tensor) -> F64[Tensor, "groups rows cols"]:
         return w.double().reshape(len(self.moments), *self._extent(tuple(w.shape)))
@@ -351,7 +382,7 @@ class ErrorFeedback:
             leaves = {name: value.detach().requires_grad_() for name, value in moved.items()}
             with torch.enable_grad():
                 decoded = decode(leaves)
-            pull = (self._matrix(target - decoded.detach()) @ self.moments).reshape(target.shape)
+            pull = (self._weighed(self._matrix(target - decoded.detach())) @ self.moments).reshape(target.shape)
             if not decoded.requires_grad:
                 break
             gradients = torch.autograd.grad(decoded, list(leaves.values()), pull.float(), allow_unused=True)
@@ -366,7 +397,8 @@ class ErrorFeedback:
             with torch.no_grad():
                 change = decode({n: moved[n] + direction[n] for n in moved}) - decoded
                 across = float((pull * change).sum())
-                curve = float(((self._matrix(change) @ self.moments) * self._matrix(change)).sum())
+                change = self._matrix(change)
+                curve = float(((self._weighed(change) @ self.moments) * change).sum())
                 if not across > 0 or not curve > 0:
                     break
                 moved = {n: moved[n] + across / curve * direction[n] for n in moved}

@@ -28,6 +28,7 @@ from bitbook.scalar.uniform import Uniform
 from bitbook.transforms.balanced import Balanced
 from bitbook.transforms.permuted import Permuted
 from bitbook.transforms.rotated import Rotated
+from bitbook.transforms.row_scaled import RowScaled
 from bitbook.trellis.tcq import TCQ
 from bitbook.trellis.trellis import Trellis
 from bitbook.vector.codebook import Codebook
@@ -41,7 +42,7 @@ KINDS: Mapping[str, type[Quantizer]] = {
         *(Codebook, Residual, SignMagnitude, GainShape),
         *(Trellis, TCQ),
         *(Lattice, E8P),
-        *(Rotated, Balanced, Permuted),
+        *(Rotated, Balanced, Permuted, RowScaled),
     )
 }
 """Every quantizer that a plan or a file can name."""

@@ -20,7 +20,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -161,7 +161,7 @@ def check_training(
             reached[name] |= bool(parameter.grad.any())  # type: ignore[union-attr]
         optimizer.step()
     for name, hit in reached.items():
-        _law(hit, who, f"the gradient of {name} is always zero")
+        _law(hit or _multiplies_zeros(source, name), who, f"the gradient of {name} is always zero")
     source.eval()
     value = source().detach()
     _check_frozen(source, value, who)
@@ -174,6 +174,15 @@ def check_training(
             tensor.zero_()
     other.load_state_dict(source.state_dict())
     _law(_same_bits(other().detach(), value), who, "state_dict and load_state_dict changed the value")
+
+
+def _multiplies_zeros(source: FakeQuantize, name: str) -> bool:
+    """Whether a side tensor stands for zeros only, as the scales' step of `RowScaled` does without importance."""
+    owner, _, _ = name.rpartition(".side.")
+    if not owner:
+        return False
+    whole = cast(FakeQuantize, source.get_submodule(owner)).freeze()
+    return not any(bool(codes.any()) for codes in whole.codes.values())
 
 
 def check_finer(recipes: Sequence[Quantizer], *, options: FitOptions = FitOptions(), tolerance: float = 0.01) -> None:

@@ -58,6 +58,10 @@ class Transform(Quantizer):
         cols = matrix_shape(tuple(w.shape))[1]
         return self.back(torch.eye(cols, dtype=w.dtype, device=w.device), own).T
 
+    def row_factors(self, own: Mapping[str, Tensor]) -> Tensor | None:
+        """A factor for each row, `(rows,)`, if errors of rows of the inner tensor weigh differently for that."""
+        return None
+
     def inner_options(self, options: FitOptions, own: Mapping[str, Tensor]) -> FitOptions:
         """How the inner recipe is fitted; a step of the weights is not always one of the inner tensor's."""
         return options
@@ -151,7 +155,7 @@ class Transform(Quantizer):
     ) -> dict[str, Tensor]:
         found = self.find(w, feedback.importance(tuple(w.shape)), options, generator)
         own = self._stored(found, tuple(w.shape), options)
-        mapped = feedback.mapped(self.inputs(w, own).double())
+        mapped = feedback.mapped(self.inputs(w, own).double(), self.row_factors(own))
         below = self.inner_options(options, own)
         return {**found, **self.inner.fit_fed_back(self.forward(w, own), mapped, below, generator)}
 
@@ -159,7 +163,7 @@ class Transform(Quantizer):
         self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
     ) -> dict[str, Tensor]:
         own, inner = self._split(side)
-        mapped = feedback.mapped(self.inputs(w, own).double())
+        mapped = feedback.mapped(self.inputs(w, own).double(), self.row_factors(own))
         return self.inner.encode_fed_back(self.forward(w, own), inner, mapped, price)
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
