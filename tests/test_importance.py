@@ -49,7 +49,7 @@ def test_energy_of_outputs(make: Callable[[], nn.Module], x: Tensor) -> None:
 def test_batches_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x, layer = inputs(300, 3, 6, 6), nn.Conv2d(3, 4, 3, padding=1)
     whole = second_moments(layer, [x])["weight"]
-    monkeypatch.setattr("bitbook.importance._MOST_PATCHES", 5000)
+    monkeypatch.setattr("bitbook.uses._MOST_PATCHES", 5000)
     torch.testing.assert_close(second_moments(layer, x.split(7))["weight"], whole, rtol=1e-5, atol=1e-7)
     rows = inputs(1000, 5)
     expected = rows.double().mT @ rows.double() / 1000
@@ -101,7 +101,7 @@ def test_quantized_inputs_are_measured_as_the_layer_sees_them() -> None:
 def test_what_is_not_reached_says_so() -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2))
     tokens = torch.tensor([[0, 1], [2, 3]])
-    with pytest.raises(PlanError, match=r"0.weight: no calibration input reaches it .* in Embedding"):
+    with pytest.raises(PlanError, match=r"0.weight: an embedding has its inputs along the first axis .* in Embedding"):
         second_moments(model, [tokens], ["0.weight"])
     with pytest.raises(PlanError, match="no parameter 'x' of its own; it has 0.weight"):
         second_moments(model, [tokens], ["x"])

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor, nn
 
 from bitbook.artifact import Artifact, QuantizedInput, read
 from bitbook.calibrate import encode_calibrated_
+from bitbook.calls import repeatable
 from bitbook.errors import ModelMismatch, PlanError, WeightError
 from bitbook.feedback import FeedbackOptions, FeedbackReport
 from bitbook.inputs import CALIBRATION_EXAMPLES, CHILD, InputQuantizer, calibrate, put_before, take_away
@@ -214,7 +215,7 @@ def compress(
     training: Training | None = None,
     options: FitOptions = FitOptions(),
     regime: Regime = Regime(),
-    calibration: Tensor | None = None,
+    calibration: Tensor | Iterable[Any] | None = None,
     lam: float = 0.0,
     feedback: FeedbackOptions = FeedbackOptions(),
     after_tensor: Callable[[str, FeedbackReport | str], None] | None = None,
@@ -229,8 +230,9 @@ def compress(
         training: quantization-aware training on `data` after the fit; None: none.
         options: how side tensors are found.
         regime: what moves during training.
-        calibration: inputs of the model, a few hundred; weights are then encoded with error feedback, which lowers the
-            error of each layer's outputs on such inputs.  Not together with training.
+        calibration: inputs of the model, a few hundred, as a tensor or as batches of any kind that `calls` takes, such
+            as a data loader; weights are then encoded with error feedback, which lowers the error of each layer's
+            outputs on such inputs.  Not together with training.
         lam: with calibration, the price of a bit in squared error of a weight (see `encode_calibrated_`).
         feedback: how errors are fed back.
         after_tensor: called with each tensor's name and what error feedback did for it, or why it did not.
@@ -263,7 +265,7 @@ def compress(
 def _compress_calibrated(
     model: nn.Module,
     plan: Plan,
-    calibration: Tensor,
+    calibration: Tensor | Iterable[Any],
     data: tuple[Tensor, Tensor] | None,
     lam: float,
     feedback: FeedbackOptions,
@@ -272,6 +274,7 @@ def _compress_calibrated(
     generator: Generator,
 ) -> Artifact:
     """Input ranges first, so that weights are encoded for inputs as they will be."""
+    batches = repeatable(calibration)
     shared = list(_parameters(model))
     asked = plan.recipes([place.name for places in shared for place in places])
     recipes = {}
@@ -281,11 +284,11 @@ def _compress_calibrated(
             recipes[places[0].name] = recipe
     quantize_(model, Plan(inputs=plan.inputs))
     if any(a is not None and a.range == "calibrated" for a in plan.inputs.values()):
-        calibrate(model, [calibration if data is None else data[0][:CALIBRATION_EXAMPLES]])
+        calibrate(model, batches if data is None else data[0][:CALIBRATION_EXAMPLES])
     encoded = encode_calibrated_(
         model,
         recipes,
-        [calibration],
+        batches,
         lam=lam,
         feedback=feedback,
         options=options,

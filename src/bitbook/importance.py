@@ -1,77 +1,123 @@
 """Second moments of what weights are multiplied with: H = E[x xᵀ], measured on calibration inputs.
 
-Whatever calls `torch.nn.functional.linear` or a convolution with a parameter of the model is seen, be it a layer or a
-function of one's own: x are the inputs as the weight's matrix `(rows, cols)` sees them, for convolutions the patches
-under the kernel, for groups each group's.  Embeddings, recurrent layers and attention's in-projection are not seen.
+x are the inputs as the weight's matrix `(rows, cols)` sees them: for convolutions the patches under the kernel, for
+groups each group's, for attention what each projection sees, for recurrent layers inputs and hidden states.  Which
+calls of torch's functions are seen, `uses.py` says.  Where inputs lie along the weight's *first* axis (embeddings,
+transposed convolutions), errors of its rows do not mix as those of columns do; there, `row_energies` says how much
+each row matters.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float as F32
 from jaxtyping import Float64 as F64
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from bitbook.blocks import Shape, matrix_shape
+from bitbook.calls import calls, evaluating
 from bitbook.errors import PlanError
-from bitbook.inputs import CALIBRATION_BATCH, regroup
+from bitbook.uses import Columns, Rows, Use, Uses, Visit
 
-_MOST_PATCHES = 1 << 22  # numbers held at once; a convolution's patches are several times its inputs
-_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+_LEAST_ROW = 1e-4  # of the mean: what a row weighs at least, however little calibration inputs used it
 
 
 def second_moments(
     model: nn.Module,
-    batches: Iterable[Tensor],
+    batches: Tensor | Iterable[Any],
     names: Collection[str] | None = None,
     *,
     first_use: bool = False,
 ) -> dict[str, F64[Tensor, "groups cols cols"]]:
     """Run `batches` of inputs through `model` in evaluation mode, and measure H of each weight.
 
-    A mean over all examples (and places, of a convolution); a weight used or tied several times counts every use.  By
-    default every weight that is reached, under the first of its names, in the order of their use; with `names`, those.
-    With `first_use`, each forward ends where the first of them was used.
+    A mean over all examples (and places, of a convolution or a sequence); a weight used or tied several times counts
+    every use.  By default every weight that is reached, under the first of its names, in the order of their use; with
+    `names`, those.  With `first_use`, each forward ends where the first of them was used.
+
+    Args:
+        model: any module; it stays as it is.
+        batches: inputs of the model, see `calls`: tensors, `(x, y)`, dicts, or a data loader of such.
+        names: of parameters.
+        first_use: for a single weight that is used once.
 
     Raises `PlanError` where there are no inputs, a name is no parameter, or no input reaches it.
     """
-    wanted = parameters_by_name(model, names)
-    found: dict[str, F64[Tensor, "groups cols cols"]] = {}
-    counts: dict[str, int] = {}
+    sums: dict[str, _Sums] = {}
 
-    def add(name: str, weight: Tensor, patches: Iterator[F32[Tensor, "groups places cols"]]) -> None:
-        for x in patches:
-            if name not in found:
-                size = x.shape[2]
-                found[name] = torch.zeros(len(x), size, size, dtype=torch.float64, device=x.device)
-                counts[name] = 0
-            found[name] += (x.mT @ x).double()
-            counts[name] += x.shape[1]
-        if first_use:
-            raise Enough
+    def add(name: str, use: Use) -> None:
+        if isinstance(use, Columns):
+            for x in use.parts:
+                sums.setdefault(name, _Sums()).add(name, x, use)
+            if first_use:
+                raise Enough
 
-    if not run(model, batches, wanted, add):
-        raise PlanError("there are no calibration inputs; pass at least one batch of the model's inputs")
-    if names is not None:
-        for name in names:
-            if name not in found:
-                kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
-                raise PlanError(
-                    f"{name}: no calibration input reaches it through a linear layer or a convolution (it is a tensor "
-                    f"of {tuple(model.get_parameter(name).shape)} in {kind}); encode it without feedback"
-                )
+    seen = run(model, batches, parameters_by_name(model, names), add)
+    for name in names or ():
+        if name not in sums:
+            kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            shape = tuple(model.get_parameter(name).shape)
+            why = seen.others.get(name, "no calibration input reaches it")
+            raise PlanError(f"{name}: {why} (a tensor of {shape} in {kind}); encode it without feedback")
+    found = {name: measured.mean() for name, measured in sums.items()}
     for name, moments in found.items():
         if not moments.isfinite().all():
             raise PlanError(f"{name}: its inputs hold NaN or infinity on the calibration inputs")
-    return {name: moments / max(counts[name], 1) for name, moments in found.items()}
+    return found
+
+
+@dataclass
+class _Sums:
+    """Σ x xᵀ of one weight, and over how many places."""
+
+    sums: F64[Tensor, "groups cols cols"] | None = None
+    counts: F64[Tensor, " groups"] | None = None
+
+    def add(self, name: str, x: F32[Tensor, "groups places cols"], use: Columns) -> None:
+        groups = len(x) * use.shares
+        if self.sums is None or self.counts is None:
+            self.sums = torch.zeros(groups, x.shape[2], x.shape[2], dtype=torch.float64, device=x.device)
+            self.counts = torch.zeros(groups, dtype=torch.float64)
+        if max(groups, len(self.sums)) % min(groups, len(self.sums)):
+            raise PlanError(f"{name}: used with {len(self.sums)} and with {groups} groups of rows; encode it plainly")
+        if groups > len(self.sums):  # used as a whole before, and now in shares
+            self.counts = self.counts.repeat_interleave(groups // len(self.sums))
+            self.sums = self.sums.repeat_interleave(groups // len(self.sums), 0)
+        own = (x.mT @ x).double().repeat_interleave(len(self.sums) // groups, 0)
+        at = slice(use.share * len(own), (use.share + 1) * len(own))
+        self.sums[at] += own
+        self.counts[at] += x.shape[1]
+
+    def mean(self) -> F64[Tensor, "groups cols cols"]:
+        assert self.sums is not None
+        assert self.counts is not None
+        return self.sums / self.counts.clamp_min(1)[:, None, None].to(self.sums.device)
+
+
+def row_energies(
+    model: nn.Module, batches: Tensor | Iterable[Any], names: Collection[str] | None = None
+) -> dict[str, F64[Tensor, " rows"]]:
+    """How much each row of a weight matters whose inputs lie along its first axis: the mean of its squared input.
+
+    Of an embedding, that is how often each row is chosen, where every row counts as chosen once more than it was
+    (Laplace's rule): inputs that were not looked at will choose others.  `importance_of_rows` makes weights of errors
+    of it.  Names and errors as in `second_moments`, but for names without such a use, which are left out.
+    """
+    return survey(model, batches, names).rows
+
+
+def importance_of_rows(energies: F64[Tensor, " rows"], shape: Shape) -> Tensor:
+    """Weights of squared errors, of a weight's shape and with a mean of about one; no row weighs nothing."""
+    if energies.shape != shape[:1]:
+        raise PlanError(f"energies of {tuple(energies.shape)} rows do not fit a weight of shape {shape}")
+    mean = energies.mean()
+    weights = (energies / mean).clamp_min(_LEAST_ROW) if mean > 0 else torch.ones_like(energies)
+    return weights.float().reshape(-1, *[1] * (len(shape) - 1)).expand(shape).contiguous()
 
 
 def diagonal(moments: Tensor, shape: Shape) -> Tensor:
@@ -101,90 +147,74 @@ class Enough(Exception):
     """Raised by a visitor that needs no more of this forward."""
 
 
+@dataclass
+class Survey:
+    """How a model uses parameters."""
+
+    forwards: int = 0
+    columns: dict[str, int] = field(default_factory=dict)
+    """How often each parameter's columns were multiplied with inputs, in the order of first use."""
+    rows: dict[str, F64[Tensor, " rows"]] = field(default_factory=dict)
+    """Mean squared input of each row, where inputs lie along the first axis, in that order, too."""
+    others: dict[str, str] = field(default_factory=dict)
+    """Why a parameter has no second moments, in words; without an entry, no input reached it."""
+
+
+def survey(model: nn.Module, batches: Tensor | Iterable[Any], names: Collection[str] | None = None) -> Survey:
+    """How the parameters (by default all) are used, on all batches; raises `PlanError` as `second_moments`."""
+    counts: dict[str, int] = {}
+    sums: dict[str, F64[Tensor, " rows"]] = {}
+    places: dict[str, int] = {}
+
+    def look(name: str, use: Use) -> None:
+        if isinstance(use, Columns):
+            counts[name] = counts.get(name, 0) + 1
+            return
+        for energy, count in use.parts:
+            if name not in sums:
+                sums[name], places[name] = torch.full_like(energy, use.prior), 0
+            sums[name] += energy
+            places[name] += count
+
+    seen = run(model, batches, parameters_by_name(model, names), look)
+    rows = {name: energy / max(places[name], 1) for name, energy in sums.items()}
+    for name, energy in rows.items():
+        if not energy.isfinite().all():
+            raise PlanError(f"{name}: its inputs hold NaN or infinity on the calibration inputs")
+    return Survey(seen.forwards, counts, rows, seen.others)
+
+
 @torch.no_grad()
-def run(
-    model: nn.Module,
-    batches: Iterable[Tensor],
-    wanted: Mapping[int, str],
-    visit: Callable[[str, Tensor, Iterator[F32[Tensor, "groups places cols"]]], None],
-) -> int:
-    """Call `visit` with the inputs of each use of each wanted weight; returns the number of forwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    forwards = 0
-    try:
-        for batch in regroup(batches, CALIBRATION_BATCH):
-            forwards += 1
-            with _Uses(wanted, visit), contextlib.suppress(Enough):
-                model(batch)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    return forwards
+def run(model: nn.Module, batches: Tensor | Iterable[Any], wanted: Mapping[int, str], visit: Visit) -> Survey:
+    """Call `visit` with each use of each wanted weight; raises `PlanError` where there are no inputs.
+
+    Of the survey, `forwards` and `others` are filled.
+    """
+    found = Survey()
+
+    def visited(name: str, use: Use) -> None:
+        if isinstance(use, Rows):
+            found.others.setdefault(name, f"{use.function} has its inputs along the first axis")
+        visit(name, use)
+
+    with evaluating(model):
+        for args, kwargs in calls(batches):
+            found.forwards += 1
+            with Uses(wanted, visited) as uses, contextlib.suppress(Enough):
+                model(*args, **kwargs)
+            for name, function in uses.others.items():
+                found.others.setdefault(name, _reason(name, model.get_parameter(name), function))
+    if not found.forwards:
+        raise PlanError("there are no calibration inputs; pass at least one batch of the model's inputs")
+    return found
 
 
-class _Uses(TorchFunctionMode):
-    """Sees every call of a function of torch while it is entered."""
-
-    def __init__(self, wanted: Mapping[int, str], visit: Callable[[str, Tensor, Iterator[Tensor]], None]) -> None:
-        super().__init__()
-        self.wanted, self.visit = wanted, visit
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.linear or func in _CONVOLUTIONS:
-            weight = args[1] if len(args) > 1 else kwargs.get("weight")
-            name = self.wanted.get(id(weight))
-            if name is not None:
-                x = args[0] if args else kwargs["input"]
-                patches = _rows(x) if func is F.linear else _patches(x, weight, *args[3:], **_options(kwargs))
-                self.visit(name, weight, patches)
-        return func(*args, **kwargs)
-
-
-def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name not in ("input", "weight", "bias")}
-
-
-def _rows(x: Tensor) -> Iterator[F32[Tensor, "1 places cols"]]:
-    rows = x.detach().float().reshape(-1, x.shape[-1])
-    for part in rows.split(max(_MOST_PATCHES // x.shape[-1], 1)):
-        yield part[None]
-
-
-def _patches(
-    x: Tensor, weight: Tensor, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> Iterator[F32[Tensor, "groups places cols"]]:
-    """What the kernel of a convolution lies on, place by place: columns in the order of the flattened weight."""
-    kernel = tuple(weight.shape[2:])
-    axes = len(kernel)
-    x = x.detach().float()
-    if x.dim() == axes + 1:
-        x = x[None]
-    stride, dilation = _each(stride, axes), _each(dilation, axes)
-    if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        margins = [(total // 2, total - total // 2) for total in totals]
-    else:
-        margins = [(p, p) for p in _each(0 if padding == "valid" else padding, axes)]
-    x = F.pad(x, [p for margin in reversed(margins) for p in margin])
-    sizes = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)]
-    channels = x.shape[1] // groups
-    per_example = x.shape[1] * math.prod(kernel) * math.prod(sizes)
-    for part in x.split(max(_MOST_PATCHES // max(per_example, 1), 1)):
-        shifted = []
-        for offset in itertools.product(*map(range, kernel)):
-            places = [
-                slice(o * d, o * d + (n - 1) * s + 1, s)
-                for o, d, n, s in zip(offset, dilation, sizes, stride, strict=True)
-            ]
-            shifted.append(part[(slice(None), slice(None), *places)].reshape(len(part), groups, channels, -1))
-        patches = torch.stack(shifted, 3)  # (examples, groups, channels, kernel, places)
-        patches = patches.reshape(len(part), groups, channels * len(shifted), -1)
-        yield patches.permute(1, 0, 3, 2).reshape(groups, -1, channels * len(shifted))
-
-
-def _each(value: Any, axes: int) -> tuple[int, ...]:
-    """An option of a convolution for each axis."""
-    values = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,)
-    return tuple(int(v) for v in (values * axes if len(values) == 1 else values))
+def _reason(name: str, parameter: Tensor, function: str) -> str:
+    if "parametrizations" in name.split("."):
+        return (
+            "a parametrization computes the weight from it, so that its errors are not the weight's; "
+            "torch.nn.utils.parametrize.remove_parametrizations makes the weight a plain one"
+        )
+    if parameter.dim() < 2:
+        return "a vector, not multiplied with inputs as a matrix is"
+    return f"used by {function}, where what it is multiplied with is not measured"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from bitbook.calls import calls, evaluating
 from bitbook.errors import PlanError
 from bitbook.plan import Activation
 from bitbook.quantizer import FitOptions, Quantized, quantize
@@ -16,7 +17,6 @@ CHILD = "input_quantizer"
 """Name under which an `InputQuantizer` sits in the module whose input it quantizes."""
 
 MOMENTUM = 0.1  # of running ranges, as in batch normalisation
-CALIBRATION_BATCH = 256
 CALIBRATION_EXAMPLES = 1024
 """How many examples give a range where the caller does not choose."""
 
@@ -128,42 +128,25 @@ def take_away(module: nn.Module) -> None:
             del module._forward_pre_hooks[key]
 
 
-def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Measure the ranges of all calibrated inputs of `model` on `batches` of its input.
+def calibrate(model: nn.Module, batches: Tensor | Iterable[Any]) -> None:
+    """Measure the ranges of all calibrated inputs of `model` on `batches` of its input, in any form that `calls` takes.
 
-    The data are regrouped into batches of a fixed size first, so the result does not depend on theirs.
+    Tensors are regrouped into batches of a fixed size first, so the result does not depend on theirs.
     Raises `PlanError` where the model has no calibrated input or there are no data.
     """
     found = [m for m in model.modules() if isinstance(m, InputQuantizer) and m.activation.range == "calibrated"]
     if not found:
         raise PlanError("the model has no calibrated input; plan one with Activation(recipe, range='calibrated')")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     for quantizer in found:
         quantizer.seen.zero_()
         quantizer.mean_abs.zero_()
         quantizer.collecting = True
     try:
-        with torch.no_grad():
-            for batch in regroup(batches, CALIBRATION_BATCH):
-                model(batch)
+        with torch.no_grad(), evaluating(model):
+            for args, kwargs in calls(batches):
+                model(*args, **kwargs)
     finally:
         for quantizer in found:
             quantizer.collecting = False
-        for module, training in modes.items():
-            module.training = training
     for quantizer in found:
         quantizer._check_seen()
-
-
-def regroup(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """The same examples in batches of `size`, the last one smaller."""
-    held: list[Tensor] = []
-    for batch in batches:
-        held.append(batch)
-        while sum(map(len, held)) >= size:
-            joined = torch.cat(held)
-            yield joined[:size]
-            held = [joined[size:]]
-    if held and sum(map(len, held)):
-        yield torch.cat(held)

@@ -143,6 +143,19 @@ class Plan:
         )
 
 
+def _hint(pattern: str, names: list[str]) -> str:
+    """What to do where a pattern means a weight that a parametrization computes, which is no tensor of the model."""
+    for name in names:
+        owner, found, rest = name.partition("parametrizations.")
+        computed = owner + rest.rpartition(".")[0]
+        if found and fnmatch.fnmatchcase(computed, pattern):
+            return (
+                f". {computed} is computed by a parametrization: name {name} and the like, or call "
+                "torch.nn.utils.parametrize.remove_parametrizations first"
+            )
+    return ""
+
+
 def _match(patterns: Mapping[str, Any], names: list[str], what: str) -> dict[str, Any]:
     used: set[str] = set()
     found: dict[str, Any] = dict.fromkeys(names)
@@ -155,7 +168,9 @@ def _match(patterns: Mapping[str, Any], names: list[str], what: str) -> dict[str
     for pattern in patterns.keys() - used:
         if not fnmatch.filter(names, pattern):
             shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-            raise PlanError(f"the pattern {pattern!r} names no {what}; there are {shown or 'none'}")
+            raise PlanError(
+                f"the pattern {pattern!r} names no {what}; there are {shown or 'none'}{_hint(pattern, names)}"
+            )
     return found
 
 
