@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
-from bitbook.calls import calls, evaluating, tensors_in
+from bitbook.calls import calls, evaluating, repeatable, tensors_in
 from bitbook.errors import PlanError
 
 SMALLEST_SHARE = 0.3
@@ -36,7 +36,7 @@ class Moments(NamedTuple):
 
 
 @torch.no_grad()
-def shift_statistics(model: nn.Module, reference: nn.Module, examples: Tensor) -> None:
+def shift_statistics(model: nn.Module, reference: nn.Module, batches: Tensor | Iterable[Any]) -> None:
     """Add to the batch-norm statistics of `model` what its weights changed in them.
 
     `mean += E_model - E_reference`, and the same for the variance, of which `SMALLEST_SHARE` remains.  Both E are
@@ -47,12 +47,10 @@ def shift_statistics(model: nn.Module, reference: nn.Module, examples: Tensor) -
     Args:
         model: the compressed network; its statistics change, in place.
         reference: the network it was made from.
-        examples: (n, …) inputs without labels; some hundreds do.
+        batches: inputs as `calls` takes them, without labels or with; some hundreds of examples do.
 
     Raises `PlanError` where the two have different normalisations, or there are no examples.
     """
-    if not len(examples):
-        raise PlanError("statistics are measured on examples; there are none")
     layers, others = normalisations(model), normalisations(reference)
     sizes, expected_sizes = ({n: layer.num_features for n, layer in found.items()} for found in (layers, others))
     if sizes != expected_sizes:
@@ -60,7 +58,8 @@ def shift_statistics(model: nn.Module, reference: nn.Module, examples: Tensor) -
         raise PlanError(f"model and reference differ in their normalisations {', '.join(different)}")
     if not layers:
         return
-    expected, found = _measure(reference, others, examples), _measure(model, layers, examples)
+    batches = repeatable(batches)
+    expected, found = _measure(reference, others, batches), _measure(model, layers, batches)
     for name, layer in layers.items():
         mean, variance = _statistics(layer)
         mean += found[name].mean - expected[name].mean
@@ -264,26 +263,31 @@ def _statistics(layer: _BatchNorm) -> Moments:
     return Moments(layer.running_mean, layer.running_var)
 
 
-def _measure(model: nn.Module, layers: dict[str, _BatchNorm], examples: Tensor) -> dict[str, Moments]:
-    """The moments of every normalisation's input, mean over batches; the model stays as it is."""
+def _measure(model: nn.Module, layers: dict[str, _BatchNorm], batches: Iterable[Any]) -> dict[str, Moments]:
+    """The moments of every normalisation's input, mean over examples; the model stays as it is."""
     totals = {name: Moments(*torch.zeros(2, layer.num_features)) for name, layer in layers.items()}
-    modes = {module: module.training for module in model.modules()}
+    seen = dict.fromkeys(layers, 0)
     with ExitStack() as stack:
-        stack.callback(lambda: [setattr(module, "training", mode) for module, mode in modes.items()])
-        model.eval()
+        stack.enter_context(evaluating(model))
         for name, layer in layers.items():
-            mean, variance = totals[name]
 
-            def normalise(module: _BatchNorm, inputs: tuple[Tensor], _: Tensor, mean=mean, variance=variance) -> Tensor:
+            def normalise(module: _BatchNorm, inputs: tuple[Tensor], _: Tensor, name=name) -> Tensor:
                 (x,) = inputs
-                share = len(x) / len(examples)
                 across = [axis for axis in range(x.dim()) if axis != 1]
-                of_batch = torch.var_mean(x, across, correction=0)
-                variance.add_(of_batch[0], alpha=share)
-                mean.add_(of_batch[1], alpha=share)
+                variance, mean = torch.var_mean(x, across, correction=0)
+                totals[name].mean.add_(mean, alpha=len(x))
+                totals[name].variance.add_(variance, alpha=len(x))
+                seen[name] += len(x)
                 return F.batch_norm(x, None, None, module.weight, module.bias, True, 0.0, module.eps)
 
             stack.callback(layer.register_forward_hook(normalise).remove)
-        for batch in examples.split(_BATCH):
-            model(batch)
-    return totals
+        forwards = 0
+        for args, kwargs in calls(batches, _BATCH):
+            model(*args, **kwargs)
+            forwards += 1
+    if not forwards:
+        raise PlanError("statistics are measured on examples; there are none")
+    return {
+        name: Moments(mean / max(seen[name], 1), variance / max(seen[name], 1))
+        for name, (mean, variance) in totals.items()
+    }

@@ -1,0 +1,447 @@
+"""A budget in, a model out: measure, choose, encode, repair, weigh the file, choose again.
+
+    model ──► sensitivities ──► candidates at a few prices ──► knapsack ──► error feedback, layer by layer
+                                       ▲                                            │
+                                       └── what the file weighs more or less ◄── repairs, vectors, file
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from bitbook.apply import freeze, restore
+from bitbook.artifact import Artifact
+from bitbook.artifact.write import to_bytes
+from bitbook.batchnorm import absorb_statistics, normalisations, shift_statistics
+from bitbook.biases import correct_biases
+from bitbook.budget.allocate import allocate
+from bitbook.budget.candidates import MATRIX_KINDS, VECTOR_KINDS, Candidate, Kind, Tensors, encode
+from bitbook.budget.report import Choice, Repair, Report
+from bitbook.budget.sensitivity import measure
+from bitbook.calls import calls, evaluating, repeatable
+from bitbook.errors import PlanError
+from bitbook.importance import second_moments
+from bitbook.outputs import Categorical, Outputs, tensor_of
+from bitbook.quantizer import Quantized, checked, quantize
+from bitbook.scalar.leaves import Integer
+from bitbook.slot import slots
+
+ROUNDS = 4
+"""Files that are made to fill a budget."""
+_FULL = 0.995  # of a budget: full enough
+_WALK = 12  # prices that are tried on the way to a budget
+_LADDER = (0.5, 2**-0.5, 2**0.5, 2.0)  # prices around the right one, for the knapsack to choose among
+_KEPT = 1 << 28  # bytes of reference outputs that are kept rather than computed again
+
+
+class Fitted(NamedTuple):
+    """A compressed model, and how it came about."""
+
+    artifact: Artifact
+    report: Report
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a budget is fitted; nothing here is needed to decode."""
+
+    outputs: Outputs = Categorical()
+    """What the model's outputs mean."""
+    matrices: Mapping[str, Kind] = field(default_factory=lambda: MATRIX_KINDS)
+    """What tensors of two and more axes may be stored as; the first must be priced."""
+    vectors: Mapping[str, Kind] = field(default_factory=lambda: VECTOR_KINDS)
+    """What other parameters may be stored as."""
+    repairs: bool = True
+    """Whether statistics of batch normalisations and biases are corrected where that lowers the loss."""
+    seconds: float | None = None
+    """Time after which no more is tried; what has begun is finished."""
+
+
+class Fit:
+    """A model that is measured once, and can then be fitted to any budget.
+
+    Args:
+        model: any trained module; it stays as it is.
+        batches: calibration inputs, see `bitbook.calls`; a few hundred examples.
+        settings: what may be chosen.
+        seed: of k-means, and of labels drawn for the Fisher information.
+        progress: called now and then.
+
+    Raises `PlanError` where the model is quantized already or there are no inputs, and `WeightError` for weights that
+    are not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Tensor | Iterable[Any],
+        settings: FitSettings = FitSettings(),
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        if any(slots(module) for module in model.modules()):
+            raise PlanError("the model is quantized already; fit the float model, or dequantize_ it first")
+        self.began = time.monotonic()
+        self.settings, self.progress = settings, progress or (lambda what, done, total: None)
+        self.generator = Generator().manual_seed(seed)
+        self.batches = repeatable(batches)
+        self.original = model
+        self.reference = copy.deepcopy(model).eval()
+        self.absorbed = _absorb(self.reference)
+        self._outputs: list[Tensor] | None = None
+        self.progress("measuring sensitivities", 0, 1)
+        parameters = dict(self.reference.named_parameters())
+        names = [name for name, parameter in parameters.items() if _quantizable(parameter)]
+        self.dense = {
+            name: "not floating-point, or without elements" for name in parameters if name not in names
+        }
+        found, self.seen = measure(
+            self.reference, self.batches, names, outputs=settings.outputs, generator=self.generator
+        )
+        self.tensors: dict[str, Tensors] = {}
+        for name in names:
+            try:
+                weight = checked(parameters[name])
+            except ValueError as error:
+                raise type(error)(f"{name}: {error}") from error
+            kinds = settings.matrices if weight.dim() >= 2 else settings.vectors
+            self.tensors[name] = Tensors(weight, found[name], kinds)
+
+    # -- what is asked for ---------------------------------------------------------------------
+    def to_size(self, budget: int, rounds: int = ROUNDS) -> Fitted:
+        """The file of `budget` bytes at most with the least expected loss.
+
+        Where there is none, the smallest that could be made; the report says so.
+        """
+        whole = freeze(self.original)
+        if len(to_bytes(whole)[0]) <= budget:
+            return self._as_it_is(whole, budget)
+        lam, extra = self._price_for(budget)
+        self._widen(lam)
+        best: tuple[float, int, Artifact, dict[str, Candidate], list[Repair]] | None = None
+        smallest: tuple[int, float, Artifact, dict[str, Candidate], list[Repair]] | None = None
+        for made in range(1, rounds + 1):
+            chosen = self._allocated(budget - extra)
+            artifact, repairs, divergence = self.encoded(chosen)
+            size = len(to_bytes(artifact)[0])
+            if smallest is None or size < smallest[0]:
+                smallest = (size, divergence, artifact, chosen, repairs)
+            if size <= budget and (best is None or divergence < best[0]):
+                best = (divergence, size, artifact, chosen, repairs)
+            exhausted = all(c.option.size == min(o.size for o in self.tensors[n].options()) for n, c in chosen.items())
+            if _FULL * budget <= size <= budget or self._late() or (exhausted and size > budget):
+                break
+            extra += size - (extra + sum(candidate.option.size for candidate in chosen.values()))
+        if best is None:
+            assert smallest is not None
+            size, divergence, artifact, chosen, repairs = smallest
+            best = (divergence, size, artifact, chosen, repairs)
+        divergence, size, artifact, chosen, repairs = best
+        return Fitted(artifact, self._report(budget, size, lam, chosen, artifact, repairs, divergence, made))
+
+    def at_price(self, lam: float) -> Fitted:
+        """Every tensor in the way of least loss plus `lam` · bits."""
+        chosen = self._cheapest(lam)
+        artifact, repairs, divergence = self.encoded(chosen)
+        size = len(to_bytes(artifact)[0])
+        return Fitted(artifact, self._report(None, size, lam, chosen, artifact, repairs, divergence, 1))
+
+    def within(self, acceptable: Callable[[nn.Module], bool], steps: int = 8) -> Fitted:
+        """The smallest file found whose model is acceptable: prices are raised while it is, then halved in between.
+
+        Raises `PlanError` where not even a price of almost nothing gives an acceptable model.
+        """
+        def tried(octaves: float) -> Fitted | None:
+            fitted = self.at_price(start * 2**octaves)
+            return fitted if acceptable(self.restored(fitted.artifact)) else None
+
+        start = self._first_price(4.0)
+        found, low, high, step = tried(0.0), 0.0, math.inf, 2.0
+        if found is None:
+            low, high = -math.inf, 0.0
+        for _ in range(steps):
+            if self._late():
+                break
+            at = (low + high) / 2 if math.isfinite(low + high) else (low + step if found else high - step)
+            if math.isfinite(low + high) and high - low < 0.2:
+                break
+            fitted = tried(at)
+            if fitted is None:
+                high = at
+            else:
+                low, found = at, fitted
+        if found is None:
+            raise PlanError("no file that keeps what was asked for was found; allow a larger loss, or more time")
+        return found
+
+    def restored(self, artifact: Artifact) -> nn.Module:
+        """A model with what the file holds, evaluating."""
+        return restore(artifact, copy.deepcopy(self.original)).eval()
+
+    @torch.no_grad()
+    def divergence(self, model: nn.Module) -> float:
+        """How far predictions are from the float model's, a mean over those on the calibration inputs."""
+        total, predictions = 0.0, 0
+        with evaluating(model):
+            for call, reference in self._references():
+                sum_, count = self.settings.outputs.divergence(tensor_of(model(*call.args, **call.kwargs)), reference)
+                total, predictions = total + float(sum_), predictions + count
+        return total / predictions
+
+    # -- choosing ------------------------------------------------------------------------------
+    def _first_price(self, bits: float) -> float:
+        """The slope of loss against bits if a bit less were a factor of four in squared error, from no bits on."""
+        whole = sum(self._energy(tensors) for tensors in self.tensors.values())
+        count = sum(tensors.weight.numel() for tensors in self.tensors.values())
+        return 2 * math.log(2) * whole * 4.0**-bits / count
+
+    def _energy(self, tensors: Tensors) -> float:
+        """What leaving out the tensor would cost, if that were a small change."""
+        w, sensitivity = tensors.weight, tensors.sensitivity
+        if sensitivity.moments is None or sensitivity.rows is None:
+            return float((sensitivity.fisher * w.square()).sum()) / 2
+        matrix = w.double().reshape(len(sensitivity.moments), -1, sensitivity.moments.shape[1])
+        outputs = ((matrix @ sensitivity.moments) * matrix).sum(2).flatten()
+        return float((sensitivity.rows * outputs).sum()) / 2
+
+    def _candidates(self, lam: float, what: str) -> dict[str, Candidate]:
+        """The first kind that fits each tensor, at a price."""
+        found = {}
+        for done, (name, tensors) in enumerate(self.tensors.items()):
+            self.progress(what, done, len(self.tensors))
+            for kind in tensors.kinds:
+                candidate = tensors.find(kind, lam, self.generator)
+                if candidate is not None:
+                    found[name] = candidate
+                    break
+            else:
+                raise PlanError(f"{name}: no kind fits it: {tensors.refused}")
+        return found
+
+    def _price_for(self, budget: int) -> tuple[float, int]:
+        """A price near the budget, and what a file of such codes weighs beyond the sum of its tensors."""
+        count = sum(tensors.weight.numel() for tensors in self.tensors.values())
+        lam, tried = self._first_price(8 * budget / count), {}
+        while True:
+            chosen = self._candidates(lam, f"candidates at price {len(tried) + 1}")
+            size = len(to_bytes(self._artifact({n: c.stored for n, c in chosen.items()}, self.reference))[0])
+            extra = size - sum(candidate.option.size for candidate in chosen.values())
+            tried[lam] = size
+            above = [price for price, bytes_ in tried.items() if bytes_ > budget]
+            below = [price for price, bytes_ in tried.items() if bytes_ <= budget]
+            if abs(size - budget) < 0.04 * budget or len(tried) == _WALK or self._late(0.6):
+                return lam, extra
+            if below and above and min(below) / max(above) < 2:
+                return lam, extra
+            if not below and len(tried) > 3 and size > 0.98 * sorted(tried.values())[1]:  # a higher price gains nothing
+                return lam, extra
+            missing = 8 * (size - budget) / count  # bits per weight; each is a factor of four in price
+            step = min(max(4.0 ** (missing if missing < 0 or below else 1.3 * missing), 1 / 64), 64.0)
+            step = min(step, 1 / 1.2) if step < 1 else max(step, 1.2)
+            lam *= step
+            if above and below and not max(above) < lam < min(below):
+                lam = math.sqrt(max(above) * min(below))
+
+    def _widen(self, lam: float) -> None:
+        """More candidates at and around a price: other kinds, and those prices for what is best at it."""
+        for done, (name, tensors) in enumerate(self.tensors.items()):
+            self.progress("other candidates", done, len(self.tensors))
+            if self._late(0.7) and tensors.candidates:
+                continue
+            for kind in tensors.kinds:
+                tensors.find(kind, lam, self.generator)
+            near = [c for c in tensors.candidates if c.lam in (lam, 0.0)]
+            best = min(near, key=lambda candidate: candidate.cost(lam))
+            if tensors.kinds[best.kind].priced and not self._late(0.8):
+                for ratio in _LADDER:
+                    tensors.find(best.kind, lam * ratio, self.generator)
+
+    def _allocated(self, room: int) -> dict[str, Candidate]:
+        """The knapsack's choice, or the smallest of everything where nothing fits."""
+        options = [tensors.options() for tensors in self.tensors.values()]
+        picks = allocate(options, room)
+        if picks is None:
+            picks = [min(range(len(of)), key=lambda i, of=of: of[i].size) for of in options]
+        pairs = zip(self.tensors.items(), picks, strict=True)
+        return {name: tensors.candidates[pick] for (name, tensors), pick in pairs}
+
+    def _cheapest(self, lam: float) -> dict[str, Candidate]:
+        self._candidates(lam, f"candidates at {lam:.2g}")
+        return {
+            name: min((c for c in tensors.candidates if c.lam in (lam, 0.0)), key=lambda c: c.cost(lam))
+            for name, tensors in self.tensors.items()
+        }
+
+    # -- encoding ------------------------------------------------------------------------------
+    @torch.no_grad()
+    def encoded(self, chosen: Mapping[str, Candidate]) -> tuple[Artifact, list[Repair], float]:
+        """The chosen candidates, encoded for the inputs that the encoded layers before them give, and repaired.
+
+        Returns what is written, the repairs that were tried, and the divergence of what the file gives back.
+        """
+        model = copy.deepcopy(self.reference)
+        parameters = dict(model.named_parameters())
+        stored: dict[str, Quantized] = {}
+
+        def store(name: str, quantized: Quantized) -> None:
+            stored[name] = quantized
+            parameters[name].copy_(quantized.decode())
+
+        matrices = [name for name, tensors in self.tensors.items() if tensors.weight.dim() >= 2]
+        for name in matrices:
+            if name not in self.seen.columns:
+                store(name, chosen[name].stored)
+        for done, (name, uses) in enumerate(self.seen.columns.items()):
+            if name not in matrices:
+                continue
+            self.progress("encoding", done, len(self.seen.columns))
+            moments = second_moments(model, self.batches, [name], first_use=uses == self.seen.forwards)[name]
+            store(name, self._encode(name, chosen[name], parameters[name], moments))
+        repairs = self._repair(model) if self.settings.repairs else []
+        _absorb(model)
+        for name in self.tensors.keys() - set(matrices):
+            store(name, self._encode(name, chosen[name], parameters[name], None))
+        artifact = self._artifact(stored, model)
+        return artifact, repairs, self.divergence(self.restored(artifact))
+
+    def _encode(self, name: str, candidate: Candidate, weight: Tensor, moments: Tensor | None) -> Quantized:
+        tensors = self.tensors[name]
+        kind, sensitivity = tensors.kinds[candidate.kind], tensors.sensitivity
+        encoder = None if moments is None else sensitivity.encoder(moments)
+        return encode(kind, weight, sensitivity, encoder, candidate.lam, self.generator)
+
+    def _repair(self, model: nn.Module) -> list[Repair]:
+        """Try each repair in place, and take it back where the divergence does not fall."""
+        done = []
+        before = self.divergence(model)
+        for name, applies, repair in (
+            ("statistics of batch normalisation", bool(normalisations(model)), shift_statistics),
+            ("biases", True, correct_biases),
+        ):
+            if not applies:
+                continue
+            saved = copy.deepcopy(model.state_dict())
+            if repair(model, self.reference, self.batches) == []:
+                continue
+            after = self.divergence(model)
+            done.append(Repair(name, before, after))
+            if done[-1].kept:
+                before = after
+            else:
+                model.load_state_dict(saved)
+        return done
+
+    def _artifact(self, stored: Mapping[str, Quantized], model: nn.Module) -> Artifact:
+        """Everything that the file holds; buffers of whole numbers as such."""
+        frozen = freeze(model)
+        tensors = {
+            name: stored.get(name, tensor if isinstance(tensor, Quantized) else _lossless(tensor))
+            for name, tensor in frozen.tensors.items()
+        }
+        return Artifact(tensors, frozen.inputs, frozen.aliases)
+
+    # -- measuring and telling -----------------------------------------------------------------
+    def _references(self) -> Iterable[tuple[Any, Tensor]]:
+        """Calls, and what the float model answers; kept while they are small."""
+        if self._outputs is not None:
+            yield from zip(calls(self.batches), self._outputs, strict=True)
+            return
+        kept: list[Tensor] | None = []
+        with evaluating(self.reference):
+            for call in calls(self.batches):
+                found = tensor_of(self.reference(*call.args, **call.kwargs))
+                if kept is not None:
+                    kept.append(found)
+                    if sum(tensor.numel() * tensor.element_size() for tensor in kept) > _KEPT:
+                        kept = None
+                yield call, found
+        self._outputs = kept
+
+    def _late(self, share: float = 1.0) -> bool:
+        """Whether this share of the time is over."""
+        limit = self.settings.seconds
+        return limit is not None and time.monotonic() - self.began > share * limit
+
+    def _as_it_is(self, whole: Artifact, budget: int) -> Fitted:
+        reasons = dict.fromkeys(whole.tensors, "the budget holds the model as it is")
+        size = len(to_bytes(whole)[0])
+        seconds = time.monotonic() - self.began
+        return Fitted(whole, Report(budget, size, True, 0.0, 0.0, 0.0, (), reasons, (), 0, seconds))
+
+    def _report(
+        self,
+        budget: int | None,
+        size: int,
+        lam: float,
+        chosen: Mapping[str, Candidate],
+        artifact: Artifact,
+        repairs: list[Repair],
+        divergence: float,
+        rounds: int,
+    ) -> Report:
+        ledger = to_bytes(artifact)[1]
+        sizes: dict[str, int] = {}
+        for row in ledger.rows:
+            sizes[row.tensor] = sizes.get(row.tensor, 0) + row.bytes
+        choices = []
+        for name, candidate in chosen.items():
+            tensors = self.tensors[name]
+            own = candidate.cost(lam)
+            others: dict[str, float] = {}
+            for other in tensors.candidates:
+                if other.kind != candidate.kind and own > 0:
+                    others[other.kind] = min(other.cost(lam) / own, others.get(other.kind, math.inf))
+            recipe = artifact.tensors[name]
+            assert isinstance(recipe, Quantized)
+            choices.append(
+                Choice(
+                    name, candidate.kind, recipe.recipe, tensors.weight.numel(), sizes.get(name, 0),
+                    candidate.option.loss, others, dict(tensors.refused),
+                )
+            )  # fmt: skip
+        dense = {
+            name: self.dense.get(name, "a buffer that holds no whole numbers")
+            for name, tensor in artifact.tensors.items()
+            if isinstance(tensor, Tensor)
+        }
+        predicted = sum(candidate.option.loss for candidate in chosen.values())
+        seconds = time.monotonic() - self.began
+        reached = budget is None or size <= budget
+        return Report(
+            budget, size, reached, predicted, divergence, lam, tuple(choices), dense, tuple(repairs), rounds, seconds
+        )
+
+
+def _quantizable(parameter: Tensor) -> bool:
+    return parameter.is_floating_point() and parameter.numel() > 0
+
+
+def _absorb(model: nn.Module) -> bool:
+    """Let normalisations take their statistics into weight and bias, if all of them have both."""
+    layers = normalisations(model).values()
+    if all(layer._parameters.get(name) is not None for layer in layers for name in ("weight", "bias")):
+        absorb_statistics(model)
+        return True
+    return False
+
+
+def _lossless(buffer: Tensor) -> Tensor | Quantized:
+    """Whole numbers from 0 on as codes, which cost nothing where they are all alike; anything else as it is."""
+    values = buffer.detach().float()
+    if not buffer.numel() or not bool(values.isfinite().all()):
+        return buffer
+    whole = bool((values == values.round()).all()) and 0 <= float(values.min()) <= float(values.max()) < 1 << 16
+    return quantize(Integer(int(values.max()) + 1), values) if whole else buffer

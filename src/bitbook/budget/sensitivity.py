@@ -1,0 +1,85 @@
+"""What an error of each tensor does to the model's predictions.
+
+    loss(E) ≈ ½ Σ_i r_i (E H Eᵀ)_ii        H = E[x xᵀ] of the inputs,  r_i = Σ_j F_ij / tr H
+
+H says how errors of one row add up in its output, the Fisher information F how much that output matters: a
+Kronecker-factored approximation (Martens & Grosse 2015) of which the outputs' factor is kept diagonal, so that error
+feedback can lower it.  Where no H is known, ½ Σ F e² is what remains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float as F32
+from jaxtyping import Float64 as F64
+from torch import Generator, Tensor, nn
+
+from bitbook.blocks import matrix_shape
+from bitbook.calls import repeatable
+from bitbook.feedback import ErrorFeedback, FeedbackOptions
+from bitbook.fisher import fisher_diagonal
+from bitbook.importance import Survey, second_moments, survey
+from bitbook.outputs import Categorical, Outputs
+from bitbook.quantizer import Quantized
+
+_LEAST = 1e-3
+"""Of a tensor's mean weight: what a row or an element has at least, however little the calibration inputs used it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """What errors of one tensor cost, in the unit of `Outputs.divergence` per prediction."""
+
+    fisher: F32[Tensor, "..."]
+    moments: F64[Tensor, "groups cols cols"] | None
+    """H of the float model's inputs; None where inputs do not tell of each other's errors."""
+    rows: F64[Tensor, " rows"] | None
+    """r, with H."""
+
+    def encoder(
+        self, moments: Tensor | None = None, options: FeedbackOptions = FeedbackOptions()
+    ) -> ErrorFeedback | None:
+        """An encoder whose error is twice the loss, for the inputs of `moments` where they are others by now."""
+        known = self.moments if moments is None else moments
+        return None if known is None else ErrorFeedback(known, options, rows=self.rows)
+
+    def loss(self, w: Tensor, stored: Quantized) -> float:
+        """What storing `w` as this is expected to cost."""
+        encoder = self.encoder()
+        if encoder is not None:
+            return encoder.error(w, stored) / 2
+        error = (stored.decode() - w.detach().float()).double()
+        return float((self.fisher.double() * error.square()).sum()) / 2
+
+
+def measure(
+    model: nn.Module,
+    batches: Tensor | Iterable[Any],
+    names: Iterable[str],
+    *,
+    outputs: Outputs = Categorical(),
+    generator: Generator | None = None,
+) -> tuple[Mapping[str, Sensitivity], Survey]:
+    """The sensitivity of each named parameter, and which of them error feedback reaches, in the order of their use.
+
+    Raises `PlanError` as `fisher_diagonal` and `second_moments` do.
+    """
+    batches, names = repeatable(batches), list(names)
+    seen = survey(model, batches, names)
+    moments = second_moments(model, batches, list(seen.columns)) if seen.columns else {}
+    information = fisher_diagonal(model, batches, outputs=outputs, generator=generator)
+    return {name: _sensitivity(information[name], moments.get(name)) for name in names}, seen
+
+
+def _sensitivity(fisher: Tensor, moments: Tensor | None) -> Sensitivity:
+    fisher = fisher.clamp_min(float(fisher.mean()) * _LEAST)
+    if moments is None:
+        return Sensitivity(fisher, None, None)
+    energy = moments.diagonal(dim1=1, dim2=2).sum(1)  # of each group
+    of_rows = fisher.reshape(matrix_shape(tuple(fisher.shape))).double().sum(1).reshape(len(moments), -1)
+    rows = torch.where(energy[:, None] > 0, of_rows / energy[:, None].clamp_min(1e-300), 0.0).flatten()
+    return Sensitivity(fisher, moments, rows.clamp_min(float(rows.mean()) * _LEAST))

@@ -1,0 +1,71 @@
+"""What a model's outputs mean: how far a changed model is from the one it was made from, without labels."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from bitbook.errors import PlanError
+
+
+class Total(NamedTuple):
+    """A sum over predictions, and their number."""
+
+    sum: Tensor
+    predictions: int
+
+
+class Outputs(Protocol):
+    """A kind of output; a *prediction* is what counts as one: an example, or a place of a sequence."""
+
+    def divergence(self, outputs: Tensor, reference: Tensor) -> Total:
+        """How much the model would be surprised by what the reference predicts; differentiable, zero where equal."""
+        ...
+
+    def drawn(self, outputs: Tensor, generator: Generator) -> Total:
+        """A loss against labels drawn from the model's own predictions.
+
+        Its gradient has a mean of zero, and its square has that of the Fisher information.
+        """
+        ...
+
+
+class Categorical:
+    """Scores of classes along the last axis: the Kullback–Leibler divergence from the reference, in nats."""
+
+    def divergence(self, outputs: Tensor, reference: Tensor) -> Total:
+        found, expected = (scores.float().flatten(0, -2).log_softmax(-1) for scores in (outputs, reference))
+        return Total(F.kl_div(found, expected, reduction="sum", log_target=True), len(found))
+
+    def drawn(self, outputs: Tensor, generator: Generator) -> Total:
+        scores = outputs.float().flatten(0, -2)
+        labels = torch.multinomial(scores.detach().softmax(-1), 1, generator=generator)[:, 0]
+        return Total(F.cross_entropy(scores, labels, reduction="sum"), len(scores))
+
+
+class Gaussian:
+    """Numbers with errors of variance one, an example a prediction: half the squared distance from the reference."""
+
+    def divergence(self, outputs: Tensor, reference: Tensor) -> Total:
+        return Total((outputs.float() - reference.float()).square().sum() / 2, len(outputs))
+
+    def drawn(self, outputs: Tensor, generator: Generator) -> Total:
+        noise = torch.randn(outputs.shape, generator=generator, device=outputs.device)
+        return Total((outputs.float() * noise).sum(), len(outputs))
+
+
+def tensor_of(outputs: Any) -> Tensor:
+    """The tensor that a model gives, be it alone, first of a tuple, or under the name `logits`.
+
+    Raises `PlanError` for outputs without axes of examples and values.
+    """
+    found = getattr(outputs, "logits", outputs)
+    if isinstance(found, tuple | list) and found:
+        found = found[0]
+    if not isinstance(found, Tensor) or found.dim() < 2:
+        what = f"a tensor of {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise PlanError(f"the model gives {what}; it must give a tensor whose first axis is that of the examples")
+    return found
