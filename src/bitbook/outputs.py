@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -33,17 +34,25 @@ class Outputs(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class Categorical:
     """Scores of classes along the last axis: the Kullback–Leibler divergence from the reference, in nats."""
 
+    temperature: float = 1.0
+    """By which scores are divided.  A network that is sure of its calibration inputs, because it was trained on them,
+    says more about its scores at 2 to 4."""
+
     def divergence(self, outputs: Tensor, reference: Tensor) -> Total:
-        found, expected = (scores.float().flatten(0, -2).log_softmax(-1) for scores in (outputs, reference))
+        found, expected = (self._scores(scores).log_softmax(-1) for scores in (outputs, reference))
         return Total(F.kl_div(found, expected, reduction="sum", log_target=True), len(found))
 
     def drawn(self, outputs: Tensor, generator: Generator) -> Total:
-        scores = outputs.float().flatten(0, -2)
+        scores = self._scores(outputs)
         labels = torch.multinomial(scores.detach().softmax(-1), 1, generator=generator)[:, 0]
         return Total(F.cross_entropy(scores, labels, reduction="sum"), len(scores))
+
+    def _scores(self, outputs: Tensor) -> Tensor:
+        return outputs.float().flatten(0, -2) / self.temperature
 
 
 class Gaussian:

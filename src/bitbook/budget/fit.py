@@ -100,16 +100,18 @@ class Fit:
         self.batches = repeatable(batches)
         self.original = model
         self.reference = copy.deepcopy(model).eval()
-        self.absorbed = _absorb(self.reference)
+        absorbed = copy.deepcopy(self.reference)
+        _absorb(absorbed)
+        self.absorbed = absorbed
         self._outputs: list[Tensor] | None = None
         self.progress("measuring sensitivities", 0, 1)
-        parameters = dict(self.reference.named_parameters())
+        parameters = dict(absorbed.named_parameters())
         names = [name for name, parameter in parameters.items() if _quantizable(parameter)]
         self.dense = {
             name: "not floating-point, or without elements" for name in parameters if name not in names
         }
         found, self.seen = measure(
-            self.reference, self.batches, names, outputs=settings.outputs, generator=self.generator
+            absorbed, self.batches, names, outputs=settings.outputs, generator=self.generator
         )
         self.tensors: dict[str, Tensors] = {}
         for name in names:
@@ -144,6 +146,7 @@ class Fit:
             exhausted = all(c.option.size == min(o.size for o in self.tensors[n].options()) for n, c in chosen.items())
             if _FULL * budget <= size <= budget or self._late() or (exhausted and size > budget):
                 break
+            self.progress(f"file of {size} bytes, divergence {divergence:.5g}", made, rounds)
             extra += size - (extra + sum(candidate.option.size for candidate in chosen.values()))
         if best is None:
             assert smallest is not None
@@ -237,7 +240,7 @@ class Fit:
         lam, tried = self._first_price(8 * budget / count), {}
         while True:
             chosen = self._candidates(lam, f"candidates at price {len(tried) + 1}")
-            size = len(to_bytes(self._artifact({n: c.stored for n, c in chosen.items()}, self.reference))[0])
+            size = len(to_bytes(self._artifact({n: c.stored for n, c in chosen.items()}, self.absorbed))[0])
             extra = size - sum(candidate.option.size for candidate in chosen.values())
             tried[lam] = size
             above = [price for price, bytes_ in tried.items() if bytes_ > budget]
