@@ -8,8 +8,8 @@ in bfloat16.  A variant is how the rows of a convolution share their scale with 
     apart      weights as they are, two vectors a normalisation (`absorb_statistics`)
     folded     `fold_`: one vector, the bias
     by layer   rows as folded, but each layer divided by the root mean square of its row scales
+    by size    rows as folded, but each layer divided by the root mean square of its weights: steps relative to these
     taken out  rows divided by their root mean squares, which are stored: what a folded network could be un-folded to
-    balanced   folded, with `Balanced(ECSQ())`: rows' and columns' root mean squares taken out by the recipe
 
 The error is that of the logits on test images, over their variance.  Data: BITBOOK_DATA with cifar10/ and models/.
 """
@@ -24,7 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
-from bitbook import ECSQ, Balanced, FitOptions, Float, Integer, Plan, Quantizer, Uniform, compress, quantize_dense
+from bitbook import ECSQ, FitOptions, Float, Integer, Plan, compress, quantize_dense
 from bitbook.apply import restore
 from bitbook.artifact import to_bytes
 from bitbook.batchnorm import absorb_statistics, fold_
@@ -52,10 +52,11 @@ VARIANTS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
     "apart": lambda model, _: model,
     "folded": lambda model, x: (fold_(model, x), model)[1],
     "by layer": lambda model, _: scaled(model, lambda w, scale: scale / scale.square().mean().sqrt()),
+    "by size": lambda model, _: scaled(
+        model, lambda w, scale: scale / (w * scale.reshape(-1, 1, 1, 1)).square().mean().sqrt()
+    ),
     "taken out": lambda model, _: scaled(model, lambda w, scale: 1 / w.square().mean((1, 2, 3)).sqrt()),
-    "balanced": lambda model, x: (fold_(model, x), model)[1],
 }
-RECIPES: dict[str, Quantizer] = {"balanced": Balanced(ECSQ(), cols=Uniform(5))}
 
 
 def main() -> None:
@@ -83,7 +84,7 @@ def main() -> None:
             began = time.time()
             artifact = compress(
                 model,
-                Plan(dict.fromkeys(weights, RECIPES.get(name, ECSQ()))),
+                Plan(dict.fromkeys(weights, ECSQ())),
                 options=FitOptions(step=step * float(size)),
                 calibration=x,
             )
