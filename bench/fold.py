@@ -8,6 +8,7 @@ in bfloat16.  A variant is how the rows of a convolution share their scale with 
     apart      weights as they are, two vectors a normalisation (`absorb_statistics`)
     folded     `fold_`: one vector, the bias
     by layer   rows as folded, but each layer divided by the root mean square of its row scales
+    by size    rows as folded, but each layer divided by the root mean square of its weights: steps relative to these
     taken out  rows divided by their root mean squares, which are stored: what a folded network could be un-folded to
 
 The error is that of the logits on test images, over their variance.  Data: BITBOOK_DATA with cifar10/ and models/.
@@ -51,6 +52,9 @@ VARIANTS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
     "apart": lambda model, _: model,
     "folded": lambda model, x: (fold_(model, x), model)[1],
     "by layer": lambda model, _: scaled(model, lambda w, scale: scale / scale.square().mean().sqrt()),
+    "by size": lambda model, _: scaled(
+        model, lambda w, scale: scale / (w * scale.reshape(-1, 1, 1, 1)).square().mean().sqrt()
+    ),
     "taken out": lambda model, _: scaled(model, lambda w, scale: 1 / w.square().mean((1, 2, 3)).sqrt()),
 }
 

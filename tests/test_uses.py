@@ -332,3 +332,22 @@ def test_a_tied_embedding_is_measured_as_both() -> None:
     assert seen.columns == {"embedding.weight": 1} and list(seen.rows) == ["embedding.weight"]
     with torch.no_grad():
         assert_moments(second_moments(model, [tokens])["embedding.weight"], list(model.embedding.weight[:6].tanh()))
+
+
+@pytest.mark.parametrize("flip", [lambda w: w.T, lambda w: w.mT, lambda w: w.t(), lambda w: w.transpose(0, 1)])
+def test_a_product_with_the_transpose_is_that_of_a_linear_layer(flip: Callable[[Tensor], Tensor]) -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.other = nn.Embedding(9, 4), nn.Parameter(noise(4, 4))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = torch.addmm(tokens[:, :1].float(), self.embedding(tokens[:, 0]), flip(self.other))
+            return x @ flip(self.embedding.weight)
+
+    model, tokens = seeded(Head), torch.arange(6)[:, None]
+    found = second_moments(model, [tokens])
+    with torch.no_grad():
+        x = model.embedding(tokens[:, 0])
+        assert_moments(found["other"], list(x))
+        assert_moments(found["embedding.weight"], list(tokens + x @ model.other.T))

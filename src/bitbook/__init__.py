@@ -15,6 +15,7 @@ from bitbook.artifact import save as save
 from bitbook.feedback import ErrorFeedback as ErrorFeedback
 from bitbook.feedback import FeedbackOptions as FeedbackOptions
 from bitbook.feedback import FeedbackReport as FeedbackReport
+from bitbook.importance import row_energies as row_energies
 from bitbook.importance import second_moments as second_moments
 from bitbook.inputs import calibrate as calibrate
 from bitbook.lattice.e8p import E8P as E8P

@@ -65,9 +65,12 @@ class Uses(TorchFunctionMode):
         super().__init__()
         self.wanted, self.visit = wanted, visit
         self.others: dict[str, str] = {}
+        self.flipped: dict[int, tuple[Tensor, Tensor]] = {}  # transposes, held so that no id comes again, and of what
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _PRODUCTS and self.flipped:
+            self._product_with_transposed(*args[-2:])
         touched = [name for tensor in tensors_in([args, kwargs]) if (name := self.wanted.get(id(tensor)))]
         seen: set[str] = set()
         if touched and func in _READERS:
@@ -77,11 +80,26 @@ class Uses(TorchFunctionMode):
                     seen.add(name)
                     self.visit(name, use)
         result = func(*args, **kwargs)
+        if (
+            touched
+            and args
+            and _name(func) in _TRANSPOSES
+            and args[0].dim() == 2
+            and result.shape == args[0].shape[::-1]
+        ):
+            self.flipped[id(result)] = result, args[0]
+            return result
         if touched and next(tensors_in(result), None) is not None:  # not where it is asked for its shape
             for name in touched:
                 if name not in seen:
                     self.others.setdefault(name, _name(func))
         return result
+
+    def _product_with_transposed(self, x: Any = None, other: Any = None) -> None:
+        """`x @ Wᵀ` is `F.linear(x, W)`."""
+        _, weight = self.flipped.get(id(other), (None, None))
+        if weight is not None and isinstance(x, Tensor):
+            self.visit(self.wanted[id(weight)], Columns(_rows(x)))
 
 
 def _name(func: Any) -> str:
@@ -152,13 +170,15 @@ def _cell(*args: Any) -> Iterator[tuple[Tensor, Use]]:
         yield weight, Columns(_rows(x))
 
 
+_PRODUCTS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__, torch.addmm, Tensor.addmm)
+_TRANSPOSES = ("T", "mT", "t", "transpose")
 _READERS: dict[Any, Callable[..., Iterator[tuple[Tensor, Use]]]] = {
     F.linear: _linear,
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _convolution),
     **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _transposed),
     **dict.fromkeys((F.embedding, F.embedding_bag), _embedding),
-    **dict.fromkeys((torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__), _matmul),
-    **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
+    **dict.fromkeys(_PRODUCTS[:5], _matmul),
+    **dict.fromkeys(_PRODUCTS[5:], _addmm),
     F.multi_head_attention_forward: _attention,
     **{function: functools.partial(_layers, function) for function in LAYERS},
     **dict.fromkeys(CELLS, _cell),
