@@ -46,8 +46,8 @@ def correct_biases(model: nn.Module, reference: nn.Module, batches: Tensor | Ite
             def correct(layer: nn.Module, _: Any, output: Tensor, name=name) -> Tensor:
                 change = expected[name].pop(0) - _mean(layer, output)
                 totals[name] = totals[name] + change
-                axis = -1 if isinstance(layer, nn.Linear) else output.dim() - len(layer.weight.shape) + 1
-                return output + change.reshape([-1 if i == axis % output.dim() else 1 for i in range(output.dim())])
+                channel = _channel(layer, output)
+                return output + change.reshape([-1 if i == channel else 1 for i in range(output.dim())])
 
             stack.callback(reference.get_submodule(name).register_forward_hook(note).remove)
             stack.callback(model.get_submodule(name).register_forward_hook(correct).remove)
@@ -66,7 +66,13 @@ def correct_biases(model: nn.Module, reference: nn.Module, batches: Tensor | Ite
 
 def _mean(layer: nn.Module, output: Tensor) -> Tensor:
     """The mean of each output channel."""
+    channel = _channel(layer, output)
+    return output.movedim(channel, -1).flatten(0, -2).mean(0) if output.dim() > 1 else output
+
+
+def _channel(layer: nn.Module, output: Tensor) -> int:
+    """The axis of a layer's output that its bias lies along."""
     if isinstance(layer, nn.Linear):
-        return output.flatten(0, -2).mean(0)
-    channel = output.dim() - len(layer.weight.shape) + 1  # an example alone has no axis of examples
-    return output.mean([axis for axis in range(output.dim()) if axis != channel])
+        return output.dim() - 1
+    assert isinstance(layer.weight, Tensor)
+    return output.dim() - layer.weight.dim() + 1  # an example alone has no axis of examples

@@ -1,7 +1,8 @@
 """The multiple-choice knapsack: one candidate for each tensor, the least loss that fits into a budget of bytes.
 
-Lagrange's slopes find the corners of the convex hull in no time (Shoham & Gersho 1988); what lies between two corners is
-found by dynamic programming over bytes (Kellerer, Pferschy & Pisinger 2004, chapter 11), so that the budget is filled.
+Candidates made at one price of a bit are the corner of the convex hull where every tensor's slope is that price (Shoham &
+Gersho 1988).  What lies between two corners is found by dynamic programming over bytes (Kellerer, Pferschy & Pisinger
+2004, chapter 11), so that the budget is filled.
 """
 
 from __future__ import annotations
@@ -21,19 +22,6 @@ class Option(NamedTuple):
     size: int
     """Bytes."""
     loss: float
-
-
-def hull(options: Sequence[Option]) -> list[int]:
-    """The options on the lower convex hull, from the smallest to the one of least loss."""
-    order = sorted(range(len(options)), key=lambda i: (options[i].size, options[i].loss))
-    found: list[int] = []
-    for i in order:
-        if found and options[i].loss >= options[found[-1]].loss:
-            continue
-        while len(found) > 1 and _slope(options[found[-1]], options[i]) <= _slope(options[found[-2]], options[found[-1]]):
-            found.pop()
-        found.append(i)
-    return found
 
 
 def allocate(tensors: Sequence[Sequence[Option]], budget: int) -> list[int] | None:
@@ -66,8 +54,3 @@ def allocate(tensors: Sequence[Sequence[Option]], budget: int) -> list[int] | No
         chosen.append(int(picks[t, at]))
         at -= -(-(tensors[t][chosen[-1]].size - smallest[t]) // unit)
     return chosen[::-1]
-
-
-def _slope(a: Option, b: Option) -> float:
-    """Loss per byte from a to the larger b; negative."""
-    return (b.loss - a.loss) / max(b.size - a.size, 1e-9)

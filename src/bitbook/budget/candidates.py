@@ -108,9 +108,6 @@ class Tensors:
         self.candidates.append(Candidate(kind, lam, stored, Option(coded_size(stored), loss)))
         return self.candidates[-1]
 
-    def options(self) -> list[Option]:
-        return [candidate.option for candidate in self.candidates]
-
 
 def encode(
     kind: Kind,

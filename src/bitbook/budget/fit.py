@@ -1,8 +1,8 @@
 """A budget in, a model out: measure, choose, encode, repair, weigh the file, choose again.
 
-    model ──► sensitivities ──► candidates at a few prices ──► knapsack ──► error feedback, layer by layer
-                                       ▲                                            │
-                                       └── what the file weighs more or less ◄── repairs, vectors, file
+model ──► sensitivities ──► candidates at a few prices ──► knapsack ──► error feedback, layer by layer
+                                   ▲                                            │
+                                   └── what the file weighs more or less ◄── repairs, vectors, file
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from bitbook.biases import correct_biases
 from bitbook.budget.allocate import allocate
 from bitbook.budget.candidates import MATRIX_KINDS, VECTOR_KINDS, Candidate, Kind, Tensors, encode
 from bitbook.budget.report import Choice, Repair, Report
-from bitbook.budget.sensitivity import measure
+from bitbook.budget.sensitivity import measure, weighted
 from bitbook.calls import calls, evaluating, repeatable
-from bitbook.errors import PlanError
+from bitbook.errors import PlanError, WeightError
 from bitbook.importance import second_moments
 from bitbook.outputs import Categorical, Outputs, tensor_of
 from bitbook.quantizer import Quantized, checked, quantize
@@ -36,6 +36,7 @@ from bitbook.slot import slots
 
 ROUNDS = 4
 """Files that are made to fill a budget."""
+TRUSTS = (1.0, 0.5, 0.0)
 _FULL = 0.995  # of a budget: full enough
 _WALK = 12  # prices that are tried on the way to a budget
 _LADDER = (0.5, 2**-0.5, 2**0.5, 2.0)  # prices around the right one, for the knapsack to choose among
@@ -63,6 +64,9 @@ class FitSettings:
     """What tensors of two and more axes may be stored as; the first must be priced."""
     vectors: Mapping[str, Kind] = field(default_factory=lambda: VECTOR_KINDS)
     """What other parameters may be stored as."""
+    trust: float | None = None
+    """How far the Fisher information is trusted, from 0 (errors of all weights count alike) to 1; None: whichever of
+    `TRUSTS` gives the file of least divergence at the first budget."""
     repairs: bool = True
     """Whether statistics of batch normalisations and biases are corrected where that lowers the loss."""
     seconds: float | None = None
@@ -107,20 +111,18 @@ class Fit:
         self.progress("measuring sensitivities", 0, 1)
         parameters = dict(absorbed.named_parameters())
         names = [name for name, parameter in parameters.items() if _quantizable(parameter)]
-        self.dense = {
-            name: "not floating-point, or without elements" for name in parameters if name not in names
-        }
-        found, self.seen = measure(
-            absorbed, self.batches, names, outputs=settings.outputs, generator=self.generator
-        )
-        self.tensors: dict[str, Tensors] = {}
+        self.dense = {name: "not floating-point, or without elements" for name in parameters if name not in names}
+        self._weights: dict[str, Tensor] = {}
         for name in names:
             try:
-                weight = checked(parameters[name])
-            except ValueError as error:
-                raise type(error)(f"{name}: {error}") from error
-            kinds = settings.matrices if weight.dim() >= 2 else settings.vectors
-            self.tensors[name] = Tensors(weight, found[name], kinds)
+                self._weights[name] = checked(parameters[name])
+            except WeightError as error:
+                raise WeightError(f"{name}: {error}") from error
+        self._found, self.seen = measure(
+            absorbed, self.batches, names, outputs=settings.outputs, generator=self.generator
+        )
+        self.trust = settings.trust
+        self.tensors = self._tensors(1.0 if settings.trust is None else settings.trust)
 
     # -- what is asked for ---------------------------------------------------------------------
     def to_size(self, budget: int, rounds: int = ROUNDS) -> Fitted:
@@ -131,19 +133,20 @@ class Fit:
         whole = freeze(self.original)
         if len(to_bytes(whole)[0]) <= budget:
             return self._as_it_is(whole, budget)
-        lam, extra = self._price_for(budget)
+        lam, extra = self._trusted(budget)
         self._widen(lam)
         best: tuple[float, int, Artifact, dict[str, Candidate], list[Repair]] | None = None
         smallest: tuple[int, float, Artifact, dict[str, Candidate], list[Repair]] | None = None
         for made in range(1, rounds + 1):
-            chosen = self._allocated(budget - extra)
+            chosen = self._allocated(lam, budget - extra)
             artifact, repairs, divergence = self.encoded(chosen)
             size = len(to_bytes(artifact)[0])
             if smallest is None or size < smallest[0]:
                 smallest = (size, divergence, artifact, chosen, repairs)
             if size <= budget and (best is None or divergence < best[0]):
                 best = (divergence, size, artifact, chosen, repairs)
-            exhausted = all(c.option.size == min(o.size for o in self.tensors[n].options()) for n, c in chosen.items())
+            least = {name: min(c.option.size for c in self._near(of, lam)) for name, of in self.tensors.items()}
+            exhausted = all(candidate.option.size == least[name] for name, candidate in chosen.items())
             if _FULL * budget <= size <= budget or self._late() or (exhausted and size > budget):
                 break
             self.progress(f"file of {size} bytes, divergence {divergence:.5g}", made, rounds)
@@ -167,6 +170,7 @@ class Fit:
 
         Raises `PlanError` where not even a price of almost nothing gives an acceptable model.
         """
+
         def tried(octaves: float) -> Fitted | None:
             fitted = self.at_price(start * 2**octaves)
             return fitted if acceptable(self.restored(fitted.artifact)) else None
@@ -205,6 +209,32 @@ class Fit:
         return total / predictions
 
     # -- choosing ------------------------------------------------------------------------------
+    def _tensors(self, trust: float) -> dict[str, Tensors]:
+        """The parameters, without candidates yet."""
+        found = weighted(self._found, trust)
+        return {
+            name: Tensors(weight, found[name], self.settings.matrices if weight.dim() >= 2 else self.settings.vectors)
+            for name, weight in self._weights.items()
+        }
+
+    def _trusted(self, budget: int) -> tuple[float, int]:
+        """A price for the budget; the first time, under each trust that may be chosen, of which the best stays."""
+        if self.trust is not None:
+            return self._price_for(budget)
+        tried = []
+        for trust in TRUSTS:
+            if tried and self._late(0.3):
+                break
+            self.tensors = self._tensors(trust)
+            lam, extra = self._price_for(budget)
+            artifact, _, divergence = self.encoded(self._cheapest(lam))
+            # Sizes differ a little; at equal bytes, a bit per weight is a factor of four.
+            bits = 8 * (len(to_bytes(artifact)[0]) - budget) / sum(w.numel() for w in self._weights.values())
+            self.progress(f"trust {trust}: divergence {divergence:.5g}", len(tried), len(TRUSTS))
+            tried.append((divergence * 4.0**bits, trust, lam, extra, self.tensors))
+        _, self.trust, lam, extra, self.tensors = min(tried, key=lambda one: one[0])
+        return lam, extra
+
     def _first_price(self, bits: float) -> float:
         """The slope of loss against bits if a bit less were a factor of four in squared error, from no bits on."""
         whole = sum(self._energy(tensors) for tensors in self.tensors.values())
@@ -260,7 +290,7 @@ class Fit:
 
     def _widen(self, lam: float) -> None:
         """More candidates at and around a price: other kinds, and those prices for what is best at it."""
-        for done, (name, tensors) in enumerate(self.tensors.items()):
+        for done, tensors in enumerate(self.tensors.values()):
             self.progress("other candidates", done, len(self.tensors))
             if self._late(0.7) and tensors.candidates:
                 continue
@@ -272,14 +302,20 @@ class Fit:
                 for ratio in _LADDER:
                     tensors.find(best.kind, lam * ratio, self.generator)
 
-    def _allocated(self, room: int) -> dict[str, Candidate]:
+    def _allocated(self, lam: float, room: int) -> dict[str, Candidate]:
         """The knapsack's choice, or the smallest of everything where nothing fits."""
-        options = [tensors.options() for tensors in self.tensors.values()]
+        near = [self._near(tensors, lam) for tensors in self.tensors.values()]
+        options = [[candidate.option for candidate in candidates] for candidates in near]
         picks = allocate(options, room)
         if picks is None:
             picks = [min(range(len(of)), key=lambda i, of=of: of[i].size) for of in options]
-        pairs = zip(self.tensors.items(), picks, strict=True)
-        return {name: tensors.candidates[pick] for (name, tensors), pick in pairs}
+        return {name: of[pick] for name, of, pick in zip(self.tensors, near, picks, strict=True)}
+
+    @staticmethod
+    def _near(tensors: Tensors, lam: float) -> list[Candidate]:
+        """Candidates around a price; those made on the way to it, or for another budget, have no say."""
+        prices = {0.0, lam, *(lam * ratio for ratio in _LADDER)}
+        return [candidate for candidate in tensors.candidates if candidate.lam in prices]
 
     def _cheapest(self, lam: float) -> dict[str, Candidate]:
         self._candidates(lam, f"candidates at {lam:.2g}")

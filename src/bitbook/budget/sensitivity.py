@@ -5,6 +5,10 @@
 H says how errors of one row add up in its output, the Fisher information F how much that output matters: a
 Kronecker-factored approximation (Martens & Grosse 2015) of which the outputs' factor is kept diagonal, so that error
 feedback can lower it.  Where no H is known, ½ Σ F e² is what remains.
+
+That is a model of small changes, one at a time.  Where statistics of batch normalisation are repaired afterwards, or
+the calibration inputs were learned by heart, equal errors of all weights may do better.  `weighted` says how far F is
+trusted, and `fit.py` chooses that by what files of the model really lose.
 """
 
 from __future__ import annotations
@@ -54,6 +58,37 @@ class Sensitivity:
             return encoder.error(w, stored) / 2
         error = (stored.decode() - w.detach().float()).double()
         return float((self.fisher.double() * error.square()).sum()) / 2
+
+
+def weighted(found: Mapping[str, Sensitivity], trust: float) -> dict[str, Sensitivity]:
+    """Sensitivities between equal errors of all weights (`trust` 0) and what the Fisher information says (1).
+
+    Each matrix's weights are a geometric mean of both; their scale is such that errors of one size in all weights would
+    cost the same.  What has no H (biases, normalisations, embeddings) keeps its Fisher information.
+    """
+    if trust == 1:
+        return dict(found)
+    mixed = {name: _mixed(s, trust) for name, s in found.items() if s.moments is not None}
+    before = sum(float(found[name].fisher.double().sum()) for name in mixed)
+    after = sum(float(s.fisher.double().sum()) for s in mixed.values())
+    scale = before / after if after > 0 else 1.0
+    return {name: _scaled(mixed[name], scale) if name in mixed else s for name, s in found.items()}
+
+
+def _mixed(sensitivity: Sensitivity, trust: float) -> Sensitivity:
+    """Of one matrix, up to a factor that all have in common."""
+    assert sensitivity.moments is not None
+    assert sensitivity.rows is not None
+    # Under a price, errors of such rows are as large in every tensor (`ErrorFeedback.average`).
+    equal = 1 / max(ErrorFeedback(sensitivity.moments).average, 1e-30)
+    rows = equal ** (1 - trust) * sensitivity.rows.clamp_min(1e-30) ** trust
+    energies = sensitivity.moments.diagonal(dim1=1, dim2=2)[:, None]
+    fisher = rows.reshape(len(sensitivity.moments), -1, 1) * energies
+    return Sensitivity(fisher.reshape(sensitivity.fisher.shape).float(), sensitivity.moments, rows)
+
+
+def _scaled(s: Sensitivity, scale: float) -> Sensitivity:
+    return Sensitivity(s.fisher * scale, s.moments, None if s.rows is None else s.rows * scale)
 
 
 def measure(

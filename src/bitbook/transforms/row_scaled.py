@@ -22,7 +22,7 @@ _FURTHEST = 8.0  # octaves from the middle, beyond which a row is as good as wit
 
 @dataclass(frozen=True, repr=False)
 class RowScaled(Transform):
-    """The inner recipe works on rows divided by scales, `w = 2^rows · x`: small scales for rows whose errors weigh much.
+    """The inner recipe works on rows divided by scales, `w = 2^rows · x`, small ones for rows whose errors weigh much.
 
     Scales are fitted to the importance alone, one over its root mean square in each row, so that in x an error of any
     row is as bad as of any other: reverse waterfilling over the rows (Cover & Thomas 2006, section 10.3.3).  One step
