@@ -8,7 +8,6 @@ import numpy as np
 
 from bitbook.coding.compiled import compiled
 
-
 _CHUNK = 1 << 18  # symbols whose positions are looked up together; a multiple of the lanes
 
 
