@@ -43,7 +43,7 @@ def save(
 
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file to write into; it takes its name, in another's place if need be, when the block ends without an error."""
+    """A new file to write into, which takes its name, if need be from another, when the block ends without error."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # renaming works within one folder only
     try:

@@ -51,9 +51,8 @@ class Rans:
         return sum(len(piece) for part in _split(data, specs)[0] for piece in part)
 
 
-_Part = tuple[
-    memoryview, memoryview, memoryview, memoryview
-]  # a stream's bytes: size of table, table, number of words, words or codes
+_Part = tuple[memoryview, memoryview, memoryview, memoryview]
+"""A stream's bytes: size of table, table, number of words, words or codes."""
 
 
 def _whole(data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[_Part]:
@@ -186,10 +185,9 @@ def _decode(part: _Part, spec: StreamSpec) -> Tensor:
 
     tables, precision = _read_tables(table, spec)
     codes = np.empty(count, np.result_type(*(symbols for symbols, _ in tables)))
-    words = np.frombuffer(data, "<u2")
-    if not decode(
-        words.astype(np.uint16, copy=False), tables, precision, next_states(spec.states) if spec.states else None, codes
-    ):
+    words = np.frombuffer(data, "<u2").astype(np.uint16, copy=False)
+    machine = next_states(spec.states) if spec.states else None
+    if not decode(words, tables, precision, machine, codes):
         raise CorruptArtifact(f"{spec.name}: the {len(words)} words are not of these codes")
     return torch.from_numpy(codes).to(dtype).reshape(spec.grid)
 
