@@ -212,6 +212,10 @@ def _chosen(stored: Stored, recipe: Quantizer | None, *, named: bool, by_plan: b
     if not stored.numel:
         return "empty"
     if recipe is not None:
+        try:  # before any work
+            recipe.resolve(stored.shape).layout(stored.shape)
+        except PlanError as error:
+            raise PlanError(f"{stored.name}: {error}") from None
         return recipe
     if by_plan:
         return "by plan" if named else "no pattern names it"

@@ -175,7 +175,10 @@ def open_folder(folder: Path, manifest: dict[str, Any]) -> None:
         return
     except ValueError:
         found = None
-    if found != manifest:
+    if found != manifest and not any(folder.glob("*.part")):  # nothing is lost
+        with whole(path) as file:
+            file.write(json.dumps(manifest, indent=1).encode())
+    elif found != manifest:
         named = {"source": "the source", "asked": "the recipe or bits", "bitbook": "bitbook's version"}
         known = found if isinstance(found, dict) else {}
         changed = [text for key, text in named.items() if known.get(key) != manifest.get(key)]
