@@ -42,6 +42,10 @@ class StudyError(BitbookError, RuntimeError):
     """A study cannot go on: another study's storage, a refused late result, failed trials."""
 
 
+class CheckpointError(BitbookError, RuntimeError):
+    """A checkpoint cannot be finished here: other work in the way, a worker that died, a source that changed."""
+
+
 class MissingDependency(BitbookError, ImportError):
     """An optional package is needed; the message names the line that installs it."""
 

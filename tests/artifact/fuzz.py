@@ -45,6 +45,7 @@ from bitbook.artifact import Artifact, from_bytes, to_bytes
 from bitbook.artifact.contents import CODERS
 from bitbook.artifact.one import OPENING
 from bitbook.artifact.read import ledger_from_bytes, parse
+from bitbook.artifact.span import Span
 from bitbook.errors import CorruptArtifact
 
 ELEMENTS = 1 << 16  # what a file may claim here, so that thousands can be tried
@@ -119,7 +120,7 @@ def check(data: bytes) -> bool:
     except CorruptArtifact:
         return False
     assert ledger_from_bytes(data, max_elements=ELEMENTS).total == len(data)
-    coder = parse(memoryview(data), ELEMENTS).plan.coder
+    coder = parse(Span.of(data), ELEMENTS).plan.coder
     again = to_bytes(artifact, coder, "one" if data[8:].startswith(OPENING) else "per-tensor")[0]
     if coder == CODERS["Fixed"]:  # others may have several ways to say the same
         assert again == data, f"{data!r} is written again as {again!r}"

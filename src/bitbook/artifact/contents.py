@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bitbook.artifact.artifact import INPUTS, METADATA, Artifact, input_children
+from bitbook.artifact.span import Span
 from bitbook.blocks import Shape
 from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
@@ -73,7 +74,7 @@ class Group(NamedTuple):
     """Code streams that one call of the coder wrote: those of some tensors, then those of some inputs."""
 
     name: str  # for messages
-    data: memoryview
+    data: Span
     tensors: Sequence[Coded]
     inputs: Sequence[Part] = ()
 
@@ -89,7 +90,15 @@ class Dense(NamedTuple):
     name: str
     dtype: str
     shape: Shape
-    data: memoryview
+    data: Span
+
+
+class Claim(NamedTuple):
+    """What a header says of one of its tensors, its data not yet looked for."""
+
+    dtype: str
+    shape: Shape
+    offsets: Any
 
 
 class Plan(NamedTuple):
@@ -118,21 +127,37 @@ def plan_json(artifact: Artifact, coder: Coder, default_coder: str, *, dense: bo
 
     Raises `PlanError` for a coder that no file can name, and for a recipe that no file can hold.
     """
-    coded = {name: t for name, t in sorted(artifact.tensors.items()) if isinstance(t, Quantized) and is_coded(t)}
-    recipes, recipe_of = _numbered({name: t.recipe for name, t in coded.items()}, recipe_to_json)
-    activations, inputs = _numbered(
-        {module: i.activation for module, i in sorted(artifact.inputs.items())}, lambda a: a.to_json()
+    coded = {name: t for name, t in artifact.tensors.items() if isinstance(t, Quantized) and is_coded(t)}
+    others = {name: t for name, t in artifact.tensors.items() if name not in coded}
+    return plan_of(
+        {name: (tuple(t.shape), t.recipe) for name, t in coded.items()},
+        {name: (tuple(t.shape), dense_type(name, t)) for name, t in others.items()} if dense else {},
+        {module: i.activation for module, i in artifact.inputs.items()},
+        artifact.aliases,
+        coder,
+        default_coder,
     )
+
+
+def plan_of(
+    coded: Mapping[str, tuple[Shape, Quantizer]],
+    dense: Mapping[str, tuple[Shape, str]],
+    activations: Mapping[str, Activation],
+    aliases: Mapping[str, str],
+    coder: Coder,
+    default_coder: str,
+) -> dict[str, Any]:
+    """`plan_json`, of tensors by what is said of them; `dense` is empty where the plan does not name them."""
+    recipes, recipe_of = _numbered({name: recipe for name, (_, recipe) in sorted(coded.items())}, recipe_to_json)
+    kinds, inputs = _numbered(dict(sorted(activations.items())), lambda a: a.to_json())
     named = next((name for name, known in CODERS.items() if type(known) is type(coder)), None)
     if named is None:
         raise PlanError(f"a file cannot name the coder {coder!r}; use one of {', '.join(CODERS)}")
-    tensors: dict[str, Any] = {name: [list(t.shape), recipe_of[name]] for name, t in coded.items()}
-    if dense:
-        others = {name: t for name, t in artifact.tensors.items() if name not in coded}
-        tensors |= {name: [list(t.shape), dense_type(name, t)] for name, t in others.items()}
+    tensors: dict[str, Any] = {name: [list(shape), recipe_of[name]] for name, (shape, _) in coded.items()}
+    tensors |= {name: [list(shape), dtype] for name, (shape, dtype) in dense.items()}
     plan = {
-        "activations": activations,
-        "aliases": dict(artifact.aliases),
+        "activations": kinds,
+        "aliases": dict(aliases),
         "coder": "" if named == default_coder else named,
         "inputs": inputs,
         "recipes": recipes,
@@ -353,6 +378,19 @@ def as_shape(value: Any) -> Shape:
     if not isinstance(value, list) or len(value) > _MOST_AXES or any(type(n) is not int or n < 0 for n in value):
         raise CorruptArtifact(f"{str(value)[:80]} is not a shape: at most {_MOST_AXES} whole numbers in a list")
     return tuple(value)
+
+
+def read_claims(index: Mapping[str, Any]) -> dict[str, Claim]:
+    """What a safetensors header says of each tensor; raises `CorruptArtifact` for what is no such thing."""
+    claims = {}
+    for name, claim in index.items():
+        with about(name):
+            if not isinstance(claim, dict) or claim.keys() != {"data_offsets", "dtype", "shape"}:
+                raise CorruptArtifact("its entry does not have 'data_offsets', 'dtype', 'shape' and no others")
+            if not isinstance(claim["dtype"], str) or claim["dtype"] not in DTYPES:
+                raise CorruptArtifact(f"its type {str(claim['dtype'])[:80]!r} is none of {', '.join(DTYPES)}")
+            claims[name] = Claim(claim["dtype"], as_shape(claim["shape"]), claim["data_offsets"])
+    return claims
 
 
 @contextmanager

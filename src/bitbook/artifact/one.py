@@ -28,6 +28,7 @@ from bitbook.artifact.contents import (
     read_plan,
     streams_of,
 )
+from bitbook.artifact.span import Span
 from bitbook.coding.coder import Coder
 from bitbook.errors import CorruptArtifact
 from bitbook.quantizer import Quantized
@@ -65,12 +66,13 @@ def build(artifact: Artifact, coder: Coder) -> bytes:
     return front + _checksum(front, behind).to_bytes(_CRC, "little") + behind
 
 
-def parse(header: bytes, payload: memoryview, room: Room) -> File:
+def parse(header: bytes, data: Span, room: Room) -> File:
     """What the header's text and the data behind it say; raises `CorruptArtifact`."""
     from bitbook.artifact import text
 
-    if header != _header(len(payload)):
-        raise CorruptArtifact(f"the header does not say that one entry holds the {len(payload)} bytes behind it")
+    if header != _header(len(data)):
+        raise CorruptArtifact(f"the header does not say that one entry holds the {len(data)} bytes behind it")
+    payload = data.read()
     if len(payload) < 1 + _CRC:
         raise CorruptArtifact(f"an entry of {len(payload)} bytes is too short")
     if payload[0] != FORMAT:
@@ -88,18 +90,18 @@ def parse(header: bytes, payload: memoryview, room: Room) -> File:
         line = text.decode(behind[start : start + size])
     plan = read_plan(line, DEFAULT_CODER, dense=True)
     check_aliases(plan, {**plan.coded, **plan.dense})
-    rest = behind[start + size :]
+    rest = Span.of(behind[start + size :])
     sizes = {name: DTYPES[dtype].itemsize * math.prod(shape) for name, (shape, dtype) in plan.dense.items()}
     if sum(sizes.values()) > len(rest):
         raise CorruptArtifact(f"the dense tensors take {sum(sizes.values())} bytes, but there are {len(rest)}")
     at = len(rest) - sum(sizes.values())
-    group = Group("codes", rest[:at], coded_tensors(plan, room), input_parts(plan, room))
-    if group.data and not group.parts:
+    group = Group("codes", rest.part(0, at), coded_tensors(plan, room), input_parts(plan, room))
+    if len(group.data) and not group.parts:
         raise CorruptArtifact(f"there are {len(group.data)} bytes of codes, and the plan names none")
     entries: list[Dense | Group] = [group] if group.parts else []
     for name, (shape, dtype) in plan.dense.items():
         room.take(shape)
-        entries.append(Dense(name, dtype, shape, rest[at : at + sizes[name]]))
+        entries.append(Dense(name, dtype, shape, rest.part(at, at + sizes[name])))
         at += sizes[name]
     parts = {"length": 8, "index": len(header), "format": 1, "crc": _CRC, "plan": start + size}
     return File(parts, plan, entries)

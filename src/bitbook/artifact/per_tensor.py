@@ -5,11 +5,12 @@ length · header {__metadata__: {bitbook, crc32, plan}, name: place, …} · den
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 from bitbook.artifact.artifact import INPUTS, METADATA, Artifact
 from bitbook.artifact.contents import (
@@ -24,7 +25,6 @@ from bitbook.artifact.contents import (
     Room,
     about,
     as_object,
-    as_shape,
     canonical,
     check_aliases,
     check_canonical,
@@ -36,9 +36,11 @@ from bitbook.artifact.contents import (
     is_coded,
     parse_json,
     plan_json,
+    read_claims,
     read_plan,
     streams_of,
 )
+from bitbook.artifact.span import Span
 from bitbook.blocks import Shape
 from bitbook.coding.coder import Coder
 from bitbook.errors import CorruptArtifact
@@ -48,32 +50,76 @@ FORMAT = 1
 DEFAULT_CODER = "Fixed"
 """The coder of a file that names none."""
 
+_NO_CRC = "0" * 8
+
+
+class Entry(NamedTuple):
+    """One tensor of the file, by what the header says of it."""
+
+    dtype: str
+    shape: Shape
+    coded: bool
+
+    @classmethod
+    def of_codes(cls, size: int) -> Entry:
+        """The entry of a group of `size` bytes."""
+        return cls("U8", (size,), True)
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return DTYPES[self.dtype].itemsize * math.prod(self.shape)
+
 
 def build(artifact: Artifact, coder: Coder) -> bytes:
     """The bytes of a file; raises `PlanError` for what the format does not have."""
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, Entry] = {}
+    contents: dict[str, bytes] = {}
     for name, tensor in artifact.tensors.items():
         if isinstance(tensor, Quantized) and is_coded(tensor):
-            entries[name] = _coded(coder.encode(streams_of(name, tensor)))
+            contents[name] = coder.encode(streams_of(name, tensor))
+            entries[name] = Entry.of_codes(len(contents[name]))
         else:
-            entries[name] = _Entry(dense_type(name, tensor), tuple(tensor.shape), dense_bytes(tensor), False)
+            contents[name] = dense_bytes(tensor)
+            entries[name] = Entry(dense_type(name, tensor), tuple(tensor.shape), False)
     if streams := input_streams(artifact):
-        entries[INPUTS] = _coded(coder.encode(streams))
-    coded = [name for name, entry in entries.items() if entry.coded]
+        contents[INPUTS] = coder.encode(streams)
+        entries[INPUTS] = Entry.of_codes(len(contents[INPUTS]))
+    file = io.BytesIO()
+    write(file, entries, plan_json(artifact, coder, DEFAULT_CODER, dense=False), lambda name: [contents[name]])
+    return file.getvalue()
+
+
+def write(
+    file: BinaryIO,
+    entries: Mapping[str, Entry],
+    plan: Mapping[str, Any],
+    content: Callable[[str], Iterable[bytes | memoryview]],
+) -> None:
+    """Write all entries into an empty file, each in pieces as `content` gives them; the checksum is filled in last."""
     index: dict[str, Any] = {}
     start = 0
+    coded = [name for name, entry in entries.items() if entry.coded]
     for name in _file_order({name: entry.dtype for name, entry in entries.items()}, coded):
-        dtype, shape, data, _ = entries[name]
-        index[name] = {"data_offsets": [start, start + len(data)], "dtype": dtype, "shape": list(shape)}
-        start += len(data)
-    payload = b"".join(entries[name].data for name in index)
-    plan = canonical(plan_json(artifact, coder, DEFAULT_CODER, dense=False)).decode()
-    metadata = {"bitbook": str(FORMAT), "crc32": "", "plan": plan}
-    metadata["crc32"] = _checksum(index, metadata, payload)
-    return _header_bytes(index, metadata) + payload
+        dtype, shape, _ = entry = entries[name]
+        index[name] = {"data_offsets": [start, start + entry.size], "dtype": dtype, "shape": list(shape)}
+        start += entry.size
+    metadata = {"bitbook": str(FORMAT), "crc32": _NO_CRC, "plan": canonical(plan).decode()}
+    header = _header_bytes(index, metadata)
+    file.write(header)
+    crc = zlib.crc32(header)
+    for name in index:
+        size = 0
+        for piece in content(name):
+            file.write(piece)
+            crc = zlib.crc32(piece, crc)
+            size += len(piece)
+        assert size == entries[name].size, f"{name}: {size} bytes instead of {entries[name].size}"
+    file.seek(0)
+    file.write(_header_bytes(index, {**metadata, "crc32": f"{crc:08x}"}))
 
 
-def parse(text: bytes, payload: memoryview, room: Room) -> File:
+def parse(text: bytes, payload: Span, room: Room) -> File:
     """What the header's text and the data behind it say; raises `CorruptArtifact`."""
     body = text.rstrip(b" ")
     index = as_object(parse_json(body, "the header"), "the header")
@@ -92,17 +138,6 @@ def parse(text: bytes, payload: memoryview, room: Room) -> File:
     return File(parts, plan, entries)
 
 
-class _Entry(NamedTuple):
-    dtype: str
-    shape: Shape
-    data: bytes
-    coded: bool
-
-
-def _coded(data: bytes) -> _Entry:
-    return _Entry("U8", (len(data),), data, True)
-
-
 def _metadata(value: Any) -> dict[str, str]:
     metadata = {} if value is None else as_object(value, METADATA)
     version = metadata.get("bitbook")
@@ -118,7 +153,7 @@ def _metadata(value: Any) -> dict[str, str]:
     return metadata
 
 
-def _entries(index: Mapping[str, Any], plan: Plan, payload: memoryview, room: Room) -> Iterator[Dense | Group]:
+def _entries(index: Mapping[str, Any], plan: Plan, payload: Span, room: Room) -> Iterator[Dense | Group]:
     """All entries in file order, which leaves exactly one place for each."""
     groups: dict[str, tuple[Sequence[Coded], Sequence[Part]]] = {}
     groups |= {tensor.name: ([tensor], ()) for tensor in coded_tensors(plan, room)}
@@ -129,14 +164,7 @@ def _entries(index: Mapping[str, Any], plan: Plan, payload: memoryview, room: Ro
         groups[INPUTS] = (), inputs
     if missing := sorted(groups.keys() - index.keys()):
         raise CorruptArtifact(f"{missing[0]} is in the plan, but not in the index")
-    claims: dict[str, tuple[str, Shape, Any]] = {}
-    for name, claim in index.items():
-        with about(name):
-            if not isinstance(claim, dict) or claim.keys() != {"data_offsets", "dtype", "shape"}:
-                raise CorruptArtifact("its entry does not have 'data_offsets', 'dtype', 'shape' and no others")
-            if not isinstance(claim["dtype"], str) or claim["dtype"] not in DTYPES:
-                raise CorruptArtifact(f"its type {str(claim['dtype'])[:80]!r} is none of {', '.join(DTYPES)}")
-            claims[name] = claim["dtype"], as_shape(claim["shape"]), claim["data_offsets"]
+    claims = read_claims(index)
     start = 0
     for name in _file_order({name: dtype for name, (dtype, _, _) in claims.items()}, groups):
         with about(name):
@@ -147,7 +175,7 @@ def _entries(index: Mapping[str, Any], plan: Plan, payload: memoryview, room: Ro
                     f"its data is said to be at {str(offsets)[:80]}, but without holes and overlaps it is at "
                     f"[{start}, {stop}], and {len(payload)} bytes are there"
                 )
-            data, start = payload[start:stop], stop
+            data, start = payload.part(start, stop), stop
             if name not in groups:
                 room.take(shape)
                 yield Dense(name, dtype, shape, data)
@@ -171,9 +199,12 @@ def _header_bytes(index: Mapping[str, Any], metadata: Mapping[str, str]) -> byte
     return size.to_bytes(8, "little") + text.ljust(size)
 
 
-def _checksum(index: Mapping[str, Any], metadata: Mapping[str, str], payload: bytes | memoryview) -> str:
+def _checksum(index: Mapping[str, Any], metadata: Mapping[str, str], payload: Span) -> str:
     """CRC-32 of the whole file with the checksum's own 8 digits taken as zeros, as 8 hex digits."""
-    return f"{zlib.crc32(payload, zlib.crc32(_header_bytes(index, {**metadata, 'crc32': '0' * 8}))):08x}"
+    crc = zlib.crc32(_header_bytes(index, {**metadata, "crc32": _NO_CRC}))
+    for piece in payload.chunks():
+        crc = zlib.crc32(piece, crc)
+    return f"{crc:08x}"
 
 
 def _file_order(dtypes: Mapping[str, str], coded: Collection[str]) -> list[str]:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from bitbook.artifact import one, per_tensor
 from bitbook.artifact.artifact import Artifact, QuantizedInput, input_children
-from bitbook.artifact.contents import DTYPES, Dense, File, Group, Room, about
+from bitbook.artifact.contents import DTYPES, Coded, Dense, File, Group, Room, about
 from bitbook.artifact.ledger import HEADER, Ledger, Row
+from bitbook.artifact.span import Span
 from bitbook.coding.coder import Coder
 from bitbook.errors import CorruptArtifact
 from bitbook.quantizer import Quantized, assemble
@@ -49,7 +50,7 @@ def read(path: str | os.PathLike[str], *, max_elements: int | None = None) -> Ar
 
 def from_bytes(data: bytes | memoryview, *, max_elements: int | None = None) -> Artifact:
     """`read`, of a file that is in memory."""
-    file = parse(memoryview(data), max_elements)
+    file = parse(Span.of(data), max_elements)
     tensors: dict[str, Quantized | Tensor] = {}
     inputs = {module: QuantizedInput(a) for module, a in file.plan.activations.items() if not input_children(a)}
     for entry in file.entries:
@@ -57,23 +58,28 @@ def from_bytes(data: bytes | memoryview, *, max_elements: int | None = None) -> 
             tensors[entry.name] = _dense(entry)
             continue
         codes = _codes(entry, file.plan.coder)
-        for name, shape, recipe, _ in entry.tensors:
-            tensors[name] = quantized = assemble(recipe, shape, codes)
-            _check_finite(quantized.side, name)
+        tensors |= {tensor.name: _coded(tensor, codes) for tensor in entry.tensors}
         if entry.inputs:
             inputs |= _inputs(file, codes)
     return Artifact(dict(sorted(tensors.items())), dict(sorted(inputs.items())), file.plan.aliases)
 
 
 def read_ledger(path: str | os.PathLike[str], *, max_elements: int | None = None) -> Ledger:
-    """What each byte of a file is for; arguments and errors as for `read`."""
+    """What each byte of a file is for; arguments and errors as for `read`.
+
+    Of a file with an entry per tensor, no more than one of them is in memory at a time.
+    """
     with about(path):
-        return ledger_from_bytes(Path(path).read_bytes(), max_elements=max_elements)
+        return _ledger(Span.of(Path(path)), max_elements)
 
 
 def ledger_from_bytes(data: bytes | memoryview, *, max_elements: int | None = None) -> Ledger:
     """`read_ledger`, of a file that is in memory."""
-    file = parse(memoryview(data), max_elements)
+    return _ledger(Span.of(data), max_elements)
+
+
+def _ledger(data: Span, max_elements: int | None) -> Ledger:
+    file = parse(data, max_elements)
     rows = [Row(HEADER, part, "", (), size, 0) for part, size in file.header.items()]
     for entry in file.entries:
         rows += _dense_rows(entry) if isinstance(entry, Dense) else _coded_rows(entry, file.plan.coder)
@@ -82,24 +88,41 @@ def ledger_from_bytes(data: bytes | memoryview, *, max_elements: int | None = No
     return ledger
 
 
-def parse(data: memoryview, max_elements: int | None) -> File:
-    """What a file in memory says that it holds, checked against its length; errors as for `read`."""
+def parse(data: Span, max_elements: int | None) -> File:
+    """What a file says that it holds, checked against its length; errors as for `read`."""
     room = Room(max(_FREE_ELEMENTS, _ELEMENTS_PER_BYTE * len(data)) if max_elements is None else max_elements)
-    if len(data) < 8:
-        raise CorruptArtifact(f"a file of {len(data)} bytes is too short: the header's length alone takes 8")
-    size = int.from_bytes(data[:8], "little")
-    if size > min(len(data) - 8, _MOST_HEADER):
-        raise CorruptArtifact(
-            f"the header claims {size} bytes; {len(data) - 8} are there, and {_MOST_HEADER} are allowed"
-        )
-    text, payload = bytes(data[8 : 8 + size]), data[8 + size :]
+    text, payload = split_header(data)
     layout = one if text.startswith(one.OPENING) else per_tensor
     return layout.parse(text, payload, room)
 
 
+def split_header(data: Span) -> tuple[bytes, Span]:
+    """The text of a safetensors header, and the data behind it; raises `CorruptArtifact` for a length that lies."""
+    if len(data) < 8:
+        raise CorruptArtifact(f"a file of {len(data)} bytes is too short: the header's length alone takes 8")
+    size = int.from_bytes(data.part(0, 8).read(), "little")
+    if size > min(len(data) - 8, _MOST_HEADER):
+        raise CorruptArtifact(
+            f"the header claims {size} bytes; {len(data) - 8} are there, and {_MOST_HEADER} are allowed"
+        )
+    return bytes(data.part(8, 8 + size).read()), data.part(8 + size, len(data))
+
+
+def read_coded(group: Group, coder: Coder) -> Quantized:
+    """The one tensor of a group that holds no more; raises `CorruptArtifact`."""
+    (tensor,) = group.tensors
+    return _coded(tensor, _codes(group, coder))
+
+
+def _coded(tensor: Coded, codes: Iterator[Tensor]) -> Quantized:
+    quantized = assemble(tensor.recipe, tensor.shape, codes)
+    _check_finite(quantized.side, tensor.name)
+    return quantized
+
+
 def _codes(group: Group, coder: Coder) -> Iterator[Tensor]:
     with about(group.name):
-        return iter(coder.decode(group.data, [part.spec for part in group.parts]))
+        return iter(coder.decode(group.data.read(), [part.spec for part in group.parts]))
 
 
 def _inputs(file: File, codes: Iterator[Tensor]) -> dict[str, QuantizedInput]:
@@ -115,7 +138,7 @@ def _inputs(file: File, codes: Iterator[Tensor]) -> dict[str, QuantizedInput]:
 
 def _dense(entry: Dense) -> Tensor:
     raw = torch.empty(len(entry.data), dtype=torch.uint8)
-    raw.numpy()[:] = np.asarray(entry.data)
+    raw.numpy()[:] = np.asarray(entry.data.read())
     if entry.dtype == "BOOL" and (raw > 1).any():
         raise CorruptArtifact(f"{entry.name}: a boolean is neither 0 nor 1")
     return raw.view(DTYPES[entry.dtype]).reshape(entry.shape)
@@ -129,7 +152,7 @@ def _dense_rows(entry: Dense) -> list[Row]:
 def _coded_rows(group: Group, coder: Coder) -> list[Row]:
     """One row per stream; a tensor's elements are counted on its last."""
     with about(group.name):
-        sizes = iter(coder.sizes(group.data, [part.spec for part in group.parts]))
+        sizes = iter(coder.sizes(group.data.read(), [part.spec for part in group.parts]))
     rows: list[Row] = []
     for tensor in group.tensors:
         rows += [Row(p.owner, p.spec.name, repr(p.recipe), p.shape, next(sizes), 0) for p in tensor.parts]

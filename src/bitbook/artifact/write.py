@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 from bitbook.artifact import one, per_tensor
 from bitbook.artifact.artifact import Artifact
@@ -34,17 +36,24 @@ def save(
 ) -> Ledger:
     """Write a file, whole or not at all, and return its ledger; arguments and errors as for `to_bytes`."""
     data, ledger = to_bytes(artifact, coder, layout)
+    with whole(path) as file:
+        file.write(data)
+    return ledger
+
+
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A new file to write into, which takes its name, if need be from another, when the block ends without error."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # renaming works within one folder only
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return ledger
 
 
 def to_bytes(artifact: Artifact, coder: Coder = Smallest(), layout: Layout | None = None) -> tuple[bytes, Ledger]:

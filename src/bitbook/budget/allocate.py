@@ -1,8 +1,8 @@
 """The multiple-choice knapsack: one candidate for each tensor, the least loss that fits into a budget of bytes.
 
-Candidates made at one price of a bit are the corner of the convex hull where every tensor's slope is that price (Shoham &
-Gersho 1988).  What lies between two corners is found by dynamic programming over bytes (Kellerer, Pferschy & Pisinger
-2004, chapter 11), so that the budget is filled.
+Candidates made at one price of a bit are the corner of the convex hull where every tensor's slope is that price
+(Shoham & Gersho 1988).  What lies between two corners is found by dynamic programming over bytes (Kellerer, Pferschy &
+Pisinger 2004, chapter 11), so that the budget is filled.
 """
 
 from __future__ import annotations

@@ -19,15 +19,13 @@ if TYPE_CHECKING:
     from bitbook.data import Dataset, Split
 
 InputFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file that bitbook wrote.")]
-Output = Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="The file to write.")]
-Model = Annotated[
-    str,
-    typer.Option(
-        help="A built-in model (mlp-784-128-64-10, lenet-300-100, lenet-5, or mlp-A-B-… of any sizes), a public "
-        "trained one (resnet-20-cifar10, resnet-44-cifar10, resnet-8-cifar10, stories260k), or "
-        "package.module:callable of yours, which is called without arguments and returns an nn.Module."
-    ),
-]
+OutputPath = Annotated[Path, typer.Option("--output", "-o", help="The file to write; of shards, the folder.")]
+MODEL_HELP = (
+    "A built-in model (mlp-784-128-64-10, lenet-300-100, lenet-5, or mlp-A-B-… of any sizes), a public trained one "
+    "(resnet-20-cifar10, resnet-44-cifar10, resnet-8-cifar10, stories260k), or package.module:callable of yours, which "
+    "is called without arguments and returns an nn.Module."
+)
+Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 DATA_HELP = (
     "digits, mnist, cifar10, stories, or package.module:callable of yours, which is called without arguments and "
     "returns a bitbook.data.Dataset. The model gets its examples as they are: rows of numbers."
@@ -134,6 +132,8 @@ def check_output(output: Path, *inputs: Path | None) -> None:
     for path in inputs:
         if path is not None and output.exists() and output.samefile(path):
             raise PlanError(f"{output} is an input of this command; write to another file")
+    if output.is_dir():
+        raise PlanError(f"{output} is a folder; name a file to write")
     if not output.parent.is_dir():
         raise PlanError(f"{output} cannot be written: there is no folder {output.parent}")
 

@@ -16,10 +16,10 @@ import typer
 
 from bitbook.cli.arguments import (
     DATA_HELP,
+    MODEL_HELP,
     AsJson,
     Holdout,
-    Model,
-    Output,
+    OutputPath,
     build,
     check_output,
     held_out,
@@ -50,8 +50,27 @@ Accuracies = Mapping[str, Mapping[str, float]]
 
 
 def compress(
-    model: Model,
-    output: Output,
+    output: OutputPath,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            exists=True,
+            help="Instead of --model: a .safetensors file, or a folder of shards with its index, compressed tensor by "
+            "tensor with --bits, --recipe or --plan.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    bits: Annotated[
+        float | None, typer.Option(help="Of a checkpoint: bits per weight, such as 2.5, entropy-coded.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a checkpoint: processes.", show_default="one per processor; for small ones 1"),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Of a checkpoint: the address of a Dask scheduler, tcp://host:8786.")
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -141,7 +160,18 @@ def compress(
         --recipe 'Trellis()' --lam 1e-4 --data mnist --calibrate 1000 -o small.safetensors
       bitbook compress --model mlp-784-128-64-10 --weights net.safetensors \
         --budget 4KB --data mnist -o small.safetensors
+      bitbook compress model.safetensors --bits 3 -o small.safetensors
     """
+    if checkpoint is not None:
+        from bitbook.cli.checkpoint import compress_files, refuse
+
+        refuse(model=model, weights=weights, inputs=inputs, data=data, calibrate=calibrate, budget=budget, lam=lam)
+        refuse(epochs=epochs, lr=lr, batch=batch, holdout=holdout, distill=distill or None)
+        return compress_files(
+            checkpoint, output, bits, recipe, plan, layers, workers, scheduler, seed=seed, as_json=as_json
+        )
+    if model is None or bits is not None or workers is not None or scheduler is not None:
+        raise PlanError("pass --model, or a checkpoint, which alone takes --bits, --workers and --scheduler")
     from bitbook.apply import compress as compress_model
     from bitbook.apply import load
     from bitbook.artifact import save

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,9 +14,8 @@ from bitbook.cli.arguments import (
     Holdout,
     InputFile,
     Model,
-    Output,
+    OutputPath,
     build,
-    check_output,
     held_out,
     load_data,
 )
@@ -64,31 +61,28 @@ def inspect(file: InputFile, as_json: AsJson = False) -> None:
     typer.echo(total_line(file, ledger))
 
 
-def decompress(file: InputFile, output: Output) -> None:
-    """Write a file's tensors as a plain safetensors file that any program reads.
+def decompress(
+    file: Annotated[Path, typer.Argument(exists=True, help="A file that bitbook wrote, or a folder of shards.")],
+    output: OutputPath,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of quantized tensors.", show_default="float32; of shards, each tensor's own"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes.", show_default="one per processor; for small files 1")
+    ] = None,
+) -> None:
+    """Write a file's tensors as a plain safetensors file that any program reads; of shards, as such shards.
 
-    Quantized tensors become float32, dense ones stay as stored, and each name of a tied tensor gets a copy.
+    Dense tensors stay as stored, and each name of a tied tensor gets a copy.
 
-    Example:
+    Examples:
       bitbook decompress small.safetensors -o plain.safetensors
+      bitbook decompress small.safetensors --dtype bfloat16 -o plain.safetensors
     """
-    from safetensors.torch import save_file
+    from bitbook.cli.checkpoint import decompress_files
 
-    from bitbook.artifact import read
-
-    check_output(output, file)
-    artifact = read(file)
-    state = {name: tensor.clone().contiguous() for name, tensor in artifact.state_dict().items()}
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:  # whole or not at all
-        whole = Path(folder) / output.name
-        save_file(state, whole)
-        os.replace(whole, output)
-    typer.echo(f"{output}: {len(state)} tensors, {output.stat().st_size:,} bytes (was {file.stat().st_size:,})")
-    if artifact.inputs:
-        typer.echo(
-            f"note: the file also quantizes the inputs of {', '.join(artifact.inputs)}, plain weights cannot",
-            err=True,
-        )
+    decompress_files(file, output, dtype, workers)
 
 
 def evaluate(

@@ -8,7 +8,7 @@ i mod 4.  Symbols are coded from the last to the first and written in reverse, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ LANES = 4
 _LOWEST = 1 << 16  # of a state between symbols
 _PRECISIONS = (12, 14, 16)  # bits of a frequency that an encoder tries: 12 rounds rare symbols, 16 leaves states coarse
 _MOST_SYMBOLS = 1 << 12  # different ones
+_NEAR = 1 << 16  # distance of the smallest and the largest symbol up to which a table has a place for each
+_CHUNK = 1 << 18  # codes that are looked at together
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Rans:
         return sum(len(piece) for part in _split(data, specs)[0] for piece in part)
 
 
-_Part = tuple[bytes, bytes, bytes, bytes]  # a stream's bytes: size of table, table, number of words, words or codes
+_Part = tuple[memoryview, memoryview, memoryview, memoryview]
+"""A stream's bytes: size of table, table, number of words, words or codes."""
 
 
 def _whole(data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[_Part]:
@@ -60,13 +63,14 @@ def _whole(data: bytes | memoryview, specs: Sequence[StreamSpec]) -> list[_Part]
     return parts
 
 
-def _split(data: bytes | memoryview, specs: Sequence[StreamSpec]) -> tuple[list[_Part], bytes]:
+def _split(data: bytes | memoryview, specs: Sequence[StreamSpec]) -> tuple[list[_Part], memoryview]:
     """The parts of the streams at the start of `data`, and what is left behind them."""
-    rest = bytes(data)
+    rest = memoryview(data)
+    nothing = rest[:0]
     parts = []
     for spec in specs:
         if costs_nothing(spec):
-            parts.append((b"", b"", b"", b""))
+            parts.append((nothing, nothing, nothing, nothing))
             continue
         table_size, used = _read_number(rest, spec.name)
         head, rest = rest[:used], rest[used:]
@@ -104,47 +108,62 @@ def _encode(stream: Stream) -> bytes:
     codes = checked(stream)
     if costs_nothing(stream.spec):
         return b""
-    plain = b"\0" + Fixed().encode([_plain(stream)])
+    least = 1 + packed_size(_width(stream.spec), codes.size)
+    best: bytes | None = None
     counted = _counted(codes, stream.spec)
     most = max(len(symbols) for symbols, _ in counted)
-    if most > _MOST_SYMBOLS:
-        return plain
-    best = plain
-    for precision in _PRECISIONS:
+    for precision in _PRECISIONS if most <= _MOST_SYMBOLS else ():
         if most > 1 << (precision - 1):
             continue
         frequencies = [_quantized(counts, precision) for _, counts in counted]
         pairs = list(zip(counted, frequencies, strict=True))
         ideal = sum((counts * (precision - np.log2(f))).sum() for (_, counts), f in pairs) / 8
-        if ideal + 2 * LANES * 2 >= len(best):
+        if ideal + 2 * LANES * 2 >= least:
             continue
         table = b"".join(_table(symbols, f, precision) for (symbols, _), f in pairs)
         from bitbook.coding.rans_loops import encode
 
-        words = encode(_indices(codes, [symbols for symbols, _ in counted]), frequencies, precision)
-        data = _number(len(table)) + table + _number(len(words)) + words.astype("<u2").tobytes()
-        if len(data) < len(best):
-            best = data
-    return best
+        words = encode(codes, _indices([symbols for symbols, _ in counted]), frequencies, precision)
+        data = b"".join([_number(len(table)), table, _number(len(words)), words.astype("<u2", copy=False).data])
+        if len(data) < least:
+            best, least = data, len(data)
+    return b"\0" + Fixed().encode([_plain(stream)]) if best is None else best
 
 
 def _counted(codes: np.ndarray, spec: StreamSpec) -> list[tuple[np.ndarray, np.ndarray]]:
     """The different symbols and how often each is there: of all codes, or of the even ones and the odd ones apart."""
+    symbols, counts = _frequencies(codes)
     if not spec.states:
-        return [np.unique(codes, return_counts=True)]
+        return [(symbols, counts)]
     found = []
     for parity in (0, 1):
-        symbols, counts = np.unique(codes[codes & 1 == parity], return_counts=True)
-        found.append((symbols, counts) if len(symbols) else (np.array([parity]), np.array([1])))
+        own = symbols & 1 == parity
+        found.append((symbols[own], counts[own]) if own.any() else (np.array([parity]), np.array([1])))
     return found
 
 
-def _indices(codes: np.ndarray, tables: Sequence[np.ndarray]) -> np.ndarray:
-    """Where each code stands in the tables, one after the other."""
-    if len(tables) == 1:
-        return np.searchsorted(tables[0], codes).astype(np.int32)
-    even, odd = (np.searchsorted(table, codes) for table in tables)
-    return np.where(codes & 1, odd + len(tables[0]), even).astype(np.int32)
+def _frequencies(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`np.unique` with counts; where symbols are near each other, without sorting and in little memory."""
+    low, high = int(codes.min()), int(codes.max())
+    if high - low >= _NEAR:
+        return np.unique(codes, return_counts=True)
+    counts = np.zeros(high - low + 1, np.int64)
+    for start in range(0, len(codes), _CHUNK):
+        counts += np.bincount(codes[start : start + _CHUNK].astype(np.int64) - low, minlength=len(counts))
+    (present,) = counts.nonzero()
+    return (present + low).astype(codes.dtype), counts[present]
+
+
+def _indices(tables: Sequence[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """What says where codes stand in the tables, one after the other."""
+    symbols = np.concatenate(tables).astype(np.int64)
+    low, high = int(symbols.min()), int(symbols.max())
+    if high - low < _NEAR:
+        places = np.zeros(high - low + 1, np.int32)
+        places[symbols - low] = np.arange(len(symbols))
+        return lambda codes: places[codes.astype(np.int64) - low]
+    order = np.argsort(symbols)
+    return lambda codes: order[np.searchsorted(symbols, codes, sorter=order)].astype(np.int32)
 
 
 def _decode(part: _Part, spec: StreamSpec) -> Tensor:
@@ -166,8 +185,9 @@ def _decode(part: _Part, spec: StreamSpec) -> Tensor:
 
     tables, precision = _read_tables(table, spec)
     codes = np.empty(count, np.result_type(*(symbols for symbols, _ in tables)))
-    words = np.frombuffer(data, "<u2")
-    if not decode(words.astype(np.uint16), tables, precision, next_states(spec.states) if spec.states else None, codes):
+    words = np.frombuffer(data, "<u2").astype(np.uint16, copy=False)
+    machine = next_states(spec.states) if spec.states else None
+    if not decode(words, tables, precision, machine, codes):
         raise CorruptArtifact(f"{spec.name}: the {len(words)} words are not of these codes")
     return torch.from_numpy(codes).to(dtype).reshape(spec.grid)
 
@@ -200,7 +220,7 @@ def _table(symbols: np.ndarray, frequencies: np.ndarray, precision: int) -> byte
     return b"".join(parts)
 
 
-def _read_tables(table: bytes, spec: StreamSpec) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+def _read_tables(table: memoryview, spec: StreamSpec) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
     """Symbols and frequencies of the stream, or of its even and its odd codes; and the precision."""
     tables, precision, at = [], table[0], 0
     for parity in (0, 1) if spec.states else (None,):
@@ -216,7 +236,7 @@ def _read_tables(table: bytes, spec: StreamSpec) -> tuple[list[tuple[np.ndarray,
     return tables, precision
 
 
-def _read_table(table: bytes, spec: StreamSpec) -> tuple[np.ndarray, np.ndarray, int]:
+def _read_table(table: memoryview, spec: StreamSpec) -> tuple[np.ndarray, np.ndarray, int]:
     """Symbols, frequencies, and how many bytes said so."""
     name = spec.name
     precision, at = table[0], 1
@@ -256,7 +276,7 @@ def _number(value: int) -> bytes:
     return bytes([*parts, value])
 
 
-def _read_number(data: bytes, name: str) -> tuple[int, int]:
+def _read_number(data: memoryview, name: str) -> tuple[int, int]:
     """A number and the bytes it took; raises `CorruptArtifact` for none, one beyond 2^35 or one in too many bytes."""
     value = 0
     for i, byte in enumerate(data[:5]):

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from bitbook.coding.compiled import compiled
 
+_CHUNK = 1 << 18  # symbols whose positions are looked up together; a multiple of the lanes
 
-def encode(indices: np.ndarray, frequencies: Sequence[np.ndarray], precision: int) -> np.ndarray:
-    """Words (uint16) of symbols given as positions in the tables: the four states first, then what was shifted out."""
-    starts = np.concatenate([_starts(table) for table in frequencies])
-    room = np.empty(2 * len(indices) + 16, np.uint16)
-    return room[_encode(indices, np.concatenate(frequencies), starts, precision, room) :]
+
+def encode(
+    codes: np.ndarray, indices: Callable[[np.ndarray], np.ndarray], frequencies: Sequence[np.ndarray], precision: int
+) -> np.ndarray:
+    """Words (uint16) of codes: the four states first, then what was shifted out; `indices` finds them in the tables."""
+    table = np.concatenate(frequencies)
+    starts = np.concatenate([_starts(f) for f in frequencies])
+    states = np.full(4, 1 << 16, np.int64)
+    room = np.empty(len(codes) + 8, np.uint16)  # a symbol shifts out one word at most
+    at = len(room)
+    for start in range((len(codes) - 1) // _CHUNK * _CHUNK, -1, -_CHUNK):
+        at = _encode(indices(codes[start : start + _CHUNK]), table, starts, precision, states, room, at)
+    for lane in range(3, -1, -1):
+        at -= 2
+        room[at] = states[lane] & 65535
+        room[at + 1] = states[lane] >> 16
+    return room[at:]
 
 
 def _starts(frequencies: np.ndarray) -> np.ndarray:
@@ -21,9 +34,8 @@ def _starts(frequencies: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _encode(indices, frequencies, starts, precision, room):
-    states = np.full(4, 1 << 16, np.int64)
-    at = len(room)
+def _encode(indices, frequencies, starts, precision, states, room, at):
+    """Code a chunk from its last symbol to its first; changes `states`, fills `room` before `at`, returns where."""
     for i in range(len(indices) - 1, -1, -1):
         f = frequencies[indices[i]]
         x = states[i & 3]
@@ -32,10 +44,6 @@ def _encode(indices, frequencies, starts, precision, room):
             room[at] = x & 65535
             x >>= 16
         states[i & 3] = (x // f << precision) + x % f + starts[indices[i]]
-    for lane in range(3, -1, -1):
-        at -= 2
-        room[at] = states[lane] & 65535
-        room[at + 1] = states[lane] >> 16
     return at
 
 
