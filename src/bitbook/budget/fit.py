@@ -38,6 +38,7 @@ ROUNDS = 4
 """Files that are made to fill a budget."""
 TRUSTS = (1.0, 0.5, 0.0)
 _FULL = 0.995  # of a budget: full enough
+_EVEN, _EVEN_TRIES = 0.01, 8  # of bits per weight, where all matrices are to have the same
 _WALK = 12  # prices that are tried on the way to a budget
 _LADDER = (0.5, 2**-0.5, 2**0.5, 2.0)  # prices around the right one, for the knapsack to choose among
 _KEPT = 1 << 28  # bytes of reference outputs that are kept rather than computed again
@@ -164,6 +165,37 @@ class Fit:
         artifact, repairs, divergence = self.encoded(chosen)
         size = len(to_bytes(artifact)[0])
         return Fitted(artifact, self._report(None, size, lam, chosen, artifact, repairs, divergence, 1))
+
+    def evenly(self, bits: float) -> Fitted:
+        """Every matrix at about the same bits per weight, the rest at the price that this has on average.
+
+        What allocation is compared with: the same kinds, the same feedback and repairs, but no choice between tensors.
+        """
+        lam = self._first_price(bits)
+        chosen: dict[str, Candidate] = {}
+        for done, (name, tensors) in enumerate(self.tensors.items()):
+            self.progress("equal bits", done, len(self.tensors))
+            if tensors.weight.dim() < 2:
+                continue
+            kind, count, own = next(iter(tensors.kinds)), tensors.weight.numel(), lam
+            for _ in range(_EVEN_TRIES):
+                candidate = tensors.find(kind, own, self.generator)
+                if candidate is None:
+                    raise PlanError(f"{name}: {tensors.refused[kind]}")
+                found = 8 * candidate.option.size / count
+                if name not in chosen or abs(found - bits) < abs(8 * chosen[name].option.size / count - bits):
+                    chosen[name] = candidate
+                if abs(found - bits) < _EVEN * bits:
+                    break
+                own *= 4.0 ** min(max(found - bits, -3), 3)
+        middle = math.exp(sum(math.log(candidate.lam) for candidate in chosen.values()) / max(len(chosen), 1))
+        for name, tensors in self.tensors.items():
+            if name not in chosen:
+                kinds = [tensors.find(kind, middle, self.generator) for kind in tensors.kinds]
+                chosen[name] = min((c for c in kinds if c is not None), key=lambda c: c.cost(middle))
+        artifact, repairs, divergence = self.encoded(chosen)
+        size = len(to_bytes(artifact)[0])
+        return Fitted(artifact, self._report(None, size, middle, chosen, artifact, repairs, divergence, 1))
 
     def within(self, acceptable: Callable[[nn.Module], bool], steps: int = 8) -> Fitted:
         """The smallest file found whose model is acceptable: prices are raised while it is, then halved in between.
