@@ -42,9 +42,12 @@ IGNORED = -100
 """A target that is none, as torch has it."""
 
 _CALIBRATION = 500  # examples on which statistics are shifted
-_WEIGHINGS = 8  # of the file while it is trained: codes are estimated, the rest is what a file has more
-_INTEGRAL, _PROPORTIONAL = 8.0, 1.0  # of ln λ, for each unit of ln(bits / goal): over a whole training, and at once
-_MOST_CHANGE = math.log(2.0)  # of ln λ from one count to the next
+_WEIGHINGS = 4  # of the file while it is trained: codes are estimated, the rest is what a file has more
+_SQUEEZED = 1.5  # times the budget: better a worse file than none after a long training
+_AIM = 0.985  # of the budget
+_INTEGRAL, _PROPORTIONAL = 60.0, 15.0  # of ln λ, for each unit of ln(bits / goal): over a whole training, and at once
+_DEAREST = 0.0  # ln λ: at a nat per bit nothing is worth its bits
+_MOST_CHANGE = math.log(2.0)  # of what adds up, from one count to the next
 
 
 @dataclass(frozen=True)
@@ -225,11 +228,11 @@ class _Steering:
         if self.integral is None:  # d loss / d bits, were the loss all of rounding: it falls by 2^(-2 bits / weights)
             self.integral = math.log(max(2 * math.log(2) * self.loss / self.counted / pricing.weights, 1e-12))
         share = min(done / (self.arrival * pricing.steps), 1.0)
-        goal = (1 - share) * math.log(self.first) + share * math.log(max(8 * (self.budget - self.rest), 1.0))
+        goal = (1 - share) * math.log(self.first) + share * math.log(max(8 * (_AIM * self.budget - self.rest), 1.0))
         above = math.log(pricing.bits) - goal
         change = _INTEGRAL * above * self.refit / pricing.steps
-        self.integral += max(-_MOST_CHANGE, min(change, _MOST_CHANGE))
-        pricing.lam = math.exp(self.integral + _PROPORTIONAL * above)
+        self.integral = min(self.integral + max(-_MOST_CHANGE, min(change, _MOST_CHANGE)), _DEAREST)
+        pricing.lam = math.exp(min(self.integral + _PROPORTIONAL * above, _DEAREST))
 
     def _weigh(self) -> None:
         """Bytes of the file beyond the estimate of its codes."""

@@ -231,11 +231,14 @@ def _run(
     return pricing
 
 
-def squeeze(pricing: Pricing, budget: int, size_of: Callable[[], int]) -> None:
-    """Take the last percents of a file that is hardly too large by choosing cheaper codes, the least useful first."""
+def squeeze(pricing: Pricing, budget: int, size_of: Callable[[], int], most: float = _SQUEEZED) -> None:
+    """Take the last percents of a file that is hardly too large by choosing cheaper codes, the least useful first.
+
+    A file of more than `most` times the budget is left alone.
+    """
     size = size_of()
     weight = 1e-6
-    while budget < size <= _SQUEEZED * budget and weight < 1:
+    while budget < size <= most * budget and weight < 1:
         pricing.encode_(weight)
         size, weight = size_of(), 1.5 * weight
 
