@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bitbook import ECSQ, FineTuning, FitOptions, Float, Plan, Trained, Uniform, compress, finetune, load, save
+from bitbook.apply import restore
 from bitbook.data import load_dataset
 from bitbook.data.moves import crop_images
 from bitbook.errors import BudgetError, PlanError
@@ -82,14 +83,8 @@ def test_training_goes_on_from_an_artifact(pretrained: nn.Module, images: tuple[
     for name in ("0.weight", "3.weight", "8.weight"):
         assert torch.allclose(still.decode(name), start.decode(name))
     moved = finetune(pretrained, images[:2], start, lam=0.0, training=SHORT)
-    reached = [evaluate(load_into(artifact), *images[:2]).loss for artifact in (still, moved.artifact)]
+    reached = [evaluate(restore(artifact, network()), *images[:2]).loss for artifact in (still, moved.artifact)]
     assert reached[1] < reached[0]
-
-
-def load_into(artifact: object) -> nn.Module:
-    from bitbook.apply import restore
-
-    return restore(artifact, network()).eval()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from bitbook.apply import dequantize_, freeze, quantize_, quantize_dense, restore
+from bitbook.apply import dequantize_, freeze, quantize_, quantize_dense, restore, with_dense
 from bitbook.artifact import Artifact, to_bytes
 from bitbook.batchnorm import absorb_statistics, fixed_statistics, normalisations, shift_statistics
 from bitbook.errors import BudgetError, PlanError
@@ -159,7 +159,7 @@ def finetune(
     steering = None if budget is None else _Steering(pricing, budget, training, size)
     epochs = _run(tuned, teacher, data, training, pricing, steering, augment, loss, generator, after_epoch)
     if budget is not None:
-        squeeze(pricing, budget, size)
+        squeeze(pricing, budget, size, _SQUEEZED)
     artifact = finish()
     result = Trained(artifact, tuned, pricing.lam, tuple(epochs), len(to_bytes(artifact)[0]))
     if budget is not None and result.bytes > budget:
@@ -323,5 +323,4 @@ def _finished(artifact: Artifact, model: nn.Module, dense: Plan | None) -> Artif
         return quantize_dense(artifact, dense)
     plain = restore(artifact, model)
     absorb_statistics(plain)
-    quantized = {name: tensor for name, tensor in artifact.tensors.items() if isinstance(tensor, Quantized)}
-    return quantize_dense(Artifact({**freeze(plain).tensors, **quantized}, artifact.inputs, artifact.aliases), dense)
+    return quantize_dense(with_dense(artifact, plain), dense)
