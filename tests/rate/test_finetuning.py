@@ -16,8 +16,10 @@ from bitbook.data import load_dataset
 from bitbook.data.moves import crop_images
 from bitbook.errors import BudgetError, PlanError
 from bitbook.loop import Training, evaluate, run_epochs
-from bitbook.rate.finetuning import divergence
+from bitbook.qat import FakeQuantize
+from bitbook.rate.finetuning import divergence, started
 from bitbook.scalar.leaves import Integer
+from bitbook.slot import slots
 
 PLAN = Plan({"0.weight": ECSQ(), "3.weight": ECSQ(), "8.weight": ECSQ()})
 DENSE = Plan(
@@ -78,6 +80,13 @@ def test_the_file_is_what_was_trained(pretrained: nn.Module, images: tuple[Tenso
 
 def test_training_goes_on_from_an_artifact(pretrained: nn.Module, images: tuple[Tensor, ...]) -> None:
     start = compress(pretrained, PLAN, options=FitOptions(step=0.3), calibration=images[0][:200], lam=0.01)
+    quantized = started(pretrained, start, FitOptions(), Generator())
+    for name in ("0", "3", "8"):
+        module, w = quantized.get_submodule(name), pretrained.get_submodule(name).weight
+        source, level = slots(module)["weight"], start.decode(f"{name}.weight")
+        assert isinstance(source, FakeQuantize) and source.latent is not None
+        assert torch.equal(source.freeze().decode(), level)
+        assert (source.latent - w).abs().mean() < 0.5 * (level - w).abs().mean()  # not all on their levels
     held = FineTuning(epochs=1, batch=2000, lr=1e-12, side_lr=1e-12, statistics="stored")
     still = finetune(pretrained, images[:2], start, lam=0.0, training=held).artifact
     for name in ("0.weight", "3.weight", "8.weight"):

@@ -42,6 +42,7 @@ IGNORED = -100
 """A target that is none, as torch has it."""
 
 _CALIBRATION = 500  # examples on which statistics are shifted
+_NEARER = (0.25, 0.5, 0.75, 1.0)  # of the way from levels back to float weights; a code may end anywhere between
 _WEIGHINGS = 4  # of the file while it is trained: codes are estimated, the rest is what a file has more
 _SQUEEZED = 1.5  # times the budget: better a worse file than none after a long training
 _AIM = 0.985  # of the budget
@@ -143,7 +144,7 @@ def finetune(
     # Before weights are quantized, so that a model that is not yet may teach itself.
     teacher = copy.deepcopy(model if teacher is None else teacher).eval().requires_grad_(False)
     plain, generator = dequantize_(copy.deepcopy(model)), Generator().manual_seed(seed)
-    tuned = _started(model, start, options, generator)
+    tuned = started(model, start, options, generator)
     examples = data[0][:_CALIBRATION]
     shift_statistics(tuned, model, examples if augment is None else augment(examples, generator))
 
@@ -171,13 +172,14 @@ def finetune(
 
 
 @torch.no_grad()
-def _started(model: nn.Module, start: Plan | Artifact | None, options: FitOptions, generator: Generator) -> nn.Module:
+def started(model: nn.Module, start: Plan | Artifact | None, options: FitOptions, generator: Generator) -> nn.Module:
     """A copy of the model with latents, quantized as `start` says."""
     latent, tuned = Regime(codes="latent"), copy.deepcopy(model)
     if isinstance(start, Plan):
         quantize_(tuned, start, options=options, regime=latent, generator=generator)
     if not isinstance(start, Artifact):
         return tuned
+    floats = {name: tensor.detach().clone() for name, tensor in dequantize_(tuned).named_parameters()}
     tuned = restore(start, tuned)
     stored = {name: tensor for name, tensor in start.tensors.items() if isinstance(tensor, Quantized)}
     plan = Plan({name: tensor.recipe for name, tensor in stored.items()})
@@ -187,7 +189,25 @@ def _started(model: nn.Module, start: Plan | Artifact | None, options: FitOption
             name = f"{prefix}.{attribute}" if prefix else attribute
             if isinstance(source, FakeQuantize) and name in stored:
                 _take(source, stored[name], name)
+                if name in floats:
+                    _loosen(source, stored[name], floats[name])
     return tuned
+
+
+def _loosen(source: FakeQuantize, stored: Quantized, w: Tensor) -> None:
+    """Let latents be as near to the float weights as they may be with the codes that are stored.
+
+    On their levels, all of them would be half a step from any other code, hundreds of steps of training away.
+    """
+    latent, shape = cast(Tensor, source.latent), stored.shape
+    (spec, *others) = stored.recipe.layout(shape)
+    if others or spec.states or math.prod(spec.grid) != latent.numel():  # codes are not of one weight each
+        return
+    side, codes, level = source.side_values(), stored.codes[spec.name], latent.clone()
+    for share in _NEARER:
+        nearer = level + share * (w.float() - level)
+        kept = (stored.recipe.encode(nearer, side)[spec.name] == codes).reshape(shape)
+        latent.copy_(torch.where(kept, nearer, latent))
 
 
 def _take(source: FakeQuantize, stored: Quantized, name: str) -> None:
