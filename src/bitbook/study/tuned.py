@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from bitbook.apply import compress, restore
+from bitbook.apply import compress_by_plan, restore
 from bitbook.artifact import Artifact
 from bitbook.data import crop_images
 from bitbook.data.cifar import BLACK
@@ -116,7 +116,9 @@ def encoded(cell: Mapping[str, Any], model: nn.Module, calibration: Tensor) -> A
     """Weights with error feedback; the first and last layer, a hundredth of them, rounded to finer steps."""
     options = FitOptions(step=cell["step"])
     plan = Plan.from_json(cell["weights"])
-    artifact = compress(model, plan, options=options, calibration=calibration, lam=cell["lam"], seed=cell["seed"])
+    artifact = compress_by_plan(
+        model, plan, options=options, calibration=calibration, lam=cell["lam"], seed=cell["seed"]
+    )
     tensors = dict(artifact.tensors)
     dense = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
     for name, recipe in Plan.from_json(cell["ends"]).recipes(dense).items():
