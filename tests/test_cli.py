@@ -246,7 +246,7 @@ EVALUATE = "evaluate small.safetensors --data digits --model"
         (f"{SMALL} --bits 2 --max-drop 1 --data digits", "give one of budget"),
         (f"{SMALL} --bits 2", "need --data"),
         (f"{SMALL} --bits 2 --time 3y --data digits", "'3y' is no time"),
-        (f"{SMALL} --recipe Uniform(4) --time 3s", "--time goes with"),
+        (f"{SMALL} --recipe Uniform(4) --time 3s", "--time and --finetune go with"),
         (f"{SMALL} --budget 4XB --data digits", "'4XB' is no size"),
         (f"{SMALL} --recipe Uniform(4) --distill", "--distill goes with"),
         (f"{SMALL} --recipe Uniform(4) --data digist", "no data set 'digist'; use digits"),

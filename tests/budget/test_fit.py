@@ -18,6 +18,7 @@ from bitbook.budget.sensitivity import measure, weighted
 from bitbook.data import load_digits
 from bitbook.errors import PlanError, WeightError
 from bitbook.loop import Training, evaluate, run_epochs
+from bitbook.rate.finetuning import FineTuning
 
 QUICK = FitSettings(matrices={name: MATRIX_KINDS[name] for name in ("scalar", "uniform, 4 bits", "float")}, trust=1.0)
 
@@ -145,6 +146,18 @@ def test_no_trust_is_equal_errors_everywhere() -> None:
         torch.testing.assert_close(even[name].rows, even[name].rows.mean().expand_as(even[name].rows))
     whole = sum(float(found[name].fisher.sum()) for name in names)
     assert sum(float(even[name].fisher.sum()) for name in names) == pytest.approx(whole, rel=1e-3)
+
+
+def test_fine_tuning_is_kept_where_it_is_nearer_to_the_float_model() -> None:
+    plain = fit_budget(_trained(), _digits(), budget=650, settings=QUICK).report
+    artifact, tuned = fit_budget(
+        _trained(), _digits(), budget=650, finetune=FineTuning(epochs=6, batch=32, lr=3e-3), settings=QUICK
+    )
+    assert len(to_bytes(artifact)[0]) == tuned.size <= 650
+    repair = tuned.repairs[-1]
+    assert repair.name == "fine-tuning"
+    assert repair.kept
+    assert tuned.divergence == repair.after < plain.divergence
 
 
 def test_tied_weights_recurrent_layers_and_loaders() -> None:

@@ -23,7 +23,8 @@ from bitbook.loop import Training, evaluate
 from bitbook.plan import Plan
 from bitbook.qat import Regime
 from bitbook.quantizer import FitOptions, Quantized
-from bitbook.rate.finetuning import Augment, FineTuning, finetune
+from bitbook.rate import finetuning
+from bitbook.rate.finetuning import Augment, FineTuning
 from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.uniform import Uniform
 
@@ -45,7 +46,7 @@ def compress(
     bits: float | None = None,
     max_drop: float | None = None,
     data: Data | None = None,
-    finetuning: FineTuning | None = None,
+    finetune: FineTuning | None = None,
     training: Training | None = None,
     options: FitOptions = FitOptions(),
     regime: Regime = Regime(),
@@ -71,8 +72,8 @@ def compress(
         others = (training, calibration, lam, after_tensor)
         if any(others) or options != FitOptions() or regime != Regime() or feedback != FeedbackOptions():
             raise PlanError("training, calibration, lam and other options of a plan go with one; pass a plan")
-        return fit_budget(model, data, **wanted, finetuning=finetuning, seed=seed).artifact
-    if any(value is not None for value in wanted.values()) or finetuning is not None:
+        return fit_budget(model, data, **wanted, finetune=finetune, seed=seed).artifact
+    if any(value is not None for value in wanted.values()) or finetune is not None:
         raise PlanError("a plan says what becomes of each tensor; leave out the budget, or the plan")
     if data is not None and not _labelled(data):
         raise PlanError("with a plan, data are (inputs, labels), two tensors; other inputs are passed as calibration")
@@ -98,7 +99,7 @@ def fit_budget(
     budget: int | None = None,
     bits: float | None = None,
     max_drop: float | None = None,
-    finetuning: FineTuning | None = None,
+    finetune: FineTuning | None = None,
     augment: Augment | None = None,
     settings: FitSettings = FitSettings(),
     progress: Progress | None = None,
@@ -117,8 +118,8 @@ def fit_budget(
         bits: the same, as bits per parameter of the model.
         max_drop: percentage points of accuracy that may be lost on examples of `data` that were not calibrated on;
             the smallest file that was found is returned.
-        finetuning: train for a short time afterwards, taught by the float model; needs a budget and labels.
-        augment: of fine-tuning, see `finetune`.
+        finetune: train for a short time afterwards, taught by the float model; needs a budget and labels.
+        augment: of fine-tuning, see `bitbook.finetune`.
         settings: what may be chosen.
         progress: called now and then.
         seed: draws examples, labels and codewords.
@@ -137,10 +138,10 @@ def fit_budget(
     if budget is not None and budget < 1:
         raise PlanError(f"budget={budget}: use a number of bytes")
     batches = _calibration(data, seed)
-    if finetuning is not None:
+    if finetune is not None:
         if budget is None or not _labelled(data):
             raise PlanError("fine-tuning needs a budget (or bits) and data=(inputs, labels)")
-        return _finetuned(model, data, batches, budget, finetuning, augment, settings, progress, seed)
+        return _finetuned(model, data, batches, budget, finetune, augment, settings, progress, seed)
     fit = Fit(model, batches, settings, seed=seed, progress=progress)
     if budget is not None:
         return fit.to_size(budget)
@@ -158,7 +159,7 @@ def _finetuned(
     data: tuple[Tensor, Tensor],
     batches: Iterable[Any],
     budget: int,
-    finetuning: FineTuning,
+    finetune: FineTuning,
     augment: Augment | None,
     settings: FitSettings,
     progress: Progress | None,
@@ -185,8 +186,8 @@ def _finetuned(
         }
     )
     try:
-        tuned = finetune(
-            model, data, start, budget=budget, training=finetuning, dense=dense, augment=augment, seed=seed
+        tuned = finetuning.finetune(
+            model, data, start, budget=budget, training=finetune, dense=dense, augment=augment, seed=seed
         ).artifact
     except BudgetError:
         return fitted

@@ -31,6 +31,7 @@ def compress_to(
     bits: float | None,
     max_drop: float | None,
     time_limit: str | None,
+    finetune: int | None,
     data: str | None,
     holdout: int | None,
     seed: int,
@@ -43,6 +44,7 @@ def compress_to(
     from bitbook.budget.compress import fit_budget
     from bitbook.budget.fit import FitSettings
     from bitbook.loop import evaluate
+    from bitbook.rate.finetuning import FineTuning
 
     check_output(output, weights)
     if data is None:
@@ -57,6 +59,7 @@ def compress_to(
             budget=None if budget is None else bytes_of(budget),
             bits=bits,
             max_drop=max_drop,
+            finetune=None if finetune is None else FineTuning(finetune),
             settings=settings,
             progress=progress,
             seed=seed,

@@ -125,6 +125,13 @@ def compress(
             "the errors of those before it (error feedback). Instead of training.",
         ),
     ] = None,
+    finetune: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --budget or --bits: epochs of fine-tuning afterwards, taught by the float model's answers.",
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -189,7 +196,7 @@ def compress(
         why = "a checkpoint is compressed without its model; leave that out, or pass --model"
         refuse(why, model=model, weights=weights, inputs=inputs, data=data, calibrate=calibrate, budget=budget, lam=lam)
         refuse(why, epochs=epochs, lr=lr, batch=batch, holdout=holdout, distill=distill or None)
-        refuse(why, max_drop=max_drop, time=time_limit)
+        refuse(why, max_drop=max_drop, time=time_limit, finetune=finetune)
         return compress_files(
             checkpoint, output, bits, recipe, plan, layers, workers, scheduler, seed=seed, as_json=as_json
         )
@@ -203,10 +210,10 @@ def compress(
         refuse(why, epochs=epochs or None, lr=lr, batch=batch, momentum=momentum or None, distill=distill or None)
         return compress_to(
             _trained(model, weights), output, budget=budget, bits=bits, max_drop=max_drop, time_limit=time_limit,
-            data=data, holdout=holdout, seed=seed, as_json=as_json, weights=weights,
+            finetune=finetune, data=data, holdout=holdout, seed=seed, as_json=as_json, weights=weights,
         )  # fmt: skip
-    if time_limit is not None:
-        raise PlanError("--time goes with --budget, --bits or --max-drop, without training")
+    if time_limit is not None or finetune is not None:
+        raise PlanError("--time and --finetune go with --budget or --bits, without --epochs")
     from bitbook.apply import compress_by_plan as compress_model
     from bitbook.apply import load
     from bitbook.artifact import save
