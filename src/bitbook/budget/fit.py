@@ -37,6 +37,7 @@ from bitbook.slot import slots
 ROUNDS = 4
 """Files that are made to fill a budget."""
 TRUSTS = (1.0, 0.5, 0.0)
+_MIDDLE = 3.0  # bits per weight, at which a search for an accuracy begins
 _FULL = 0.995  # of a budget: full enough
 _EVEN, _EVEN_TRIES = 0.01, 8  # of bits per weight, where all matrices are to have the same
 _WALK = 12  # prices that are tried on the way to a budget
@@ -122,6 +123,7 @@ class Fit:
         self._found, self.seen = measure(
             absorbed, self.batches, names, outputs=settings.outputs, generator=self.generator
         )
+        self._count = sum(weight.numel() for weight in self._weights.values())
         self.trust = settings.trust
         self.tensors = self._tensors(1.0 if settings.trust is None else settings.trust)
 
@@ -160,7 +162,7 @@ class Fit:
         return Fitted(artifact, self._report(budget, size, lam, chosen, artifact, repairs, divergence, made))
 
     def at_price(self, lam: float) -> Fitted:
-        """Every tensor in the way of least loss plus `lam` · bits."""
+        """The first kind of each tensor, its codes chosen for the least loss plus `lam` · bits."""
         chosen = self._cheapest(lam)
         artifact, repairs, divergence = self.encoded(chosen)
         size = len(to_bytes(artifact)[0])
@@ -207,7 +209,7 @@ class Fit:
             fitted = self.at_price(start * 2**octaves)
             return fitted if acceptable(self.restored(fitted.artifact)) else None
 
-        start = self._first_price(4.0)
+        start, _ = self._trusted(int(_MIDDLE * self._count / 8))
         found, low, high, step = tried(0.0), 0.0, math.inf, 2.0
         if found is None:
             low, high = -math.inf, 0.0
@@ -261,7 +263,7 @@ class Fit:
             lam, extra = self._price_for(budget)
             artifact, _, divergence = self.encoded(self._cheapest(lam))
             # Sizes differ a little; at equal bytes, a bit per weight is a factor of four.
-            bits = 8 * (len(to_bytes(artifact)[0]) - budget) / sum(w.numel() for w in self._weights.values())
+            bits = 8 * (len(to_bytes(artifact)[0]) - budget) / self._count
             self.progress(f"trust {trust}: divergence {divergence:.5g}", len(tried), len(TRUSTS))
             tried.append((divergence * 4.0**bits, trust, lam, extra, self.tensors))
         _, self.trust, lam, extra, self.tensors = min(tried, key=lambda one: one[0])
@@ -270,8 +272,7 @@ class Fit:
     def _first_price(self, bits: float) -> float:
         """The slope of loss against bits if a bit less were a factor of four in squared error, from no bits on."""
         whole = sum(self._energy(tensors) for tensors in self.tensors.values())
-        count = sum(tensors.weight.numel() for tensors in self.tensors.values())
-        return 2 * math.log(2) * whole * 4.0**-bits / count
+        return 2 * math.log(2) * whole * 4.0**-bits / self._count
 
     def _energy(self, tensors: Tensors) -> float:
         """What leaving out the tensor would cost, if that were a small change."""
@@ -298,8 +299,8 @@ class Fit:
 
     def _price_for(self, budget: int) -> tuple[float, int]:
         """A price near the budget, and what a file of such codes weighs beyond the sum of its tensors."""
-        count = sum(tensors.weight.numel() for tensors in self.tensors.values())
-        lam, tried = self._first_price(8 * budget / count), {}
+        count, lam = self._count, self._first_price(8 * budget / self._count)
+        tried: dict[float, int] = {}
         while True:
             chosen = self._candidates(lam, f"candidates at price {len(tried) + 1}")
             size = len(to_bytes(self._artifact({n: c.stored for n, c in chosen.items()}, self.absorbed))[0])
