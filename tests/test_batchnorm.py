@@ -112,3 +112,14 @@ def test_errors(network: nn.Module, images: Tensor) -> None:
     plain = nn.Sequential(nn.Conv2d(3, 4, 3))
     shift_statistics(plain, copy.deepcopy(plain), images)  # nothing to do
     absorb_statistics(plain)
+
+
+def test_constant_channels_leave_the_others_their_scale(network: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        network[0].weight[2:4] = 0
+        network[1].running_mean[2:4] = 0
+        network[1].running_var[2:4] = 0
+    before = network(images)
+    absorb_statistics(network)
+    torch.testing.assert_close(network(images), before, rtol=1e-4, atol=1e-4)
+    assert not network[1].weight[2:4].any() and network[1].weight.abs().max() < 10
