@@ -43,3 +43,34 @@ def test_an_equal_model_stays_as_it_is() -> None:
 def test_without_inputs_nothing_is_corrected() -> None:
     with pytest.raises(PlanError, match="there are none"):
         correct_biases(_net(), _net(), [])
+
+
+def test_a_layer_used_several_times_is_corrected_once() -> None:
+    class Thrice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([self.layer(x), self.layer(x + 1), self.layer(x - 1)], 1)
+
+    reference = Thrice()
+    model = copy.deepcopy(reference)
+    with torch.no_grad():
+        model.layer.bias += 0.5
+    correct_biases(model, reference, [torch.randn(256, 3), torch.randn(1, 3)])
+    torch.testing.assert_close(model.layer.bias, reference.layer.bias, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_are_not_reached_keep_their_biases() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.left = nn.Linear(3, 3), nn.Linear(3, 3), True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.first(x) if self.left else self.second(x)
+
+    reference, model = Routed(), Routed()
+    model.left = False
+    assert correct_biases(model, reference, torch.randn(20, 3)) == []

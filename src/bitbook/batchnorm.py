@@ -278,8 +278,10 @@ def _measure(model: nn.Module, layers: dict[str, _BatchNorm], batches: Iterable[
         stack.enter_context(evaluating(model))
         for name, layer in layers.items():
 
-            def normalise(module: _BatchNorm, inputs: tuple[Tensor], _: Tensor, name=name) -> Tensor:
+            def normalise(module: _BatchNorm, inputs: tuple[Tensor], output: Tensor, name=name) -> Tensor:
                 (x,) = inputs
+                if x.numel() == x.shape[1]:  # one value has no variance
+                    return output
                 across = [axis for axis in range(x.dim()) if axis != 1]
                 variance, mean = torch.var_mean(x, across, correction=0)
                 totals[name].mean.add_(mean, alpha=len(x))

@@ -34,6 +34,7 @@ def correct_biases(model: nn.Module, reference: nn.Module, batches: Tensor | Ite
     names = [name for name, layer in model.named_modules() if isinstance(layer, _LAYERS) and layer.bias is not None]
     expected: dict[str, list[Tensor]] = {name: [] for name in names}
     totals: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
+    places = dict.fromkeys(names, 0)
     forwards = 0
     with ExitStack() as stack:
         for network in (reference, model):
@@ -44,24 +45,31 @@ def correct_biases(model: nn.Module, reference: nn.Module, batches: Tensor | Ite
                 expected[name].append(_mean(layer, output))
 
             def correct(layer: nn.Module, _: Any, output: Tensor, name=name) -> Tensor:
+                if not expected[name]:  # the reference took another way
+                    return output
                 change = expected[name].pop(0) - _mean(layer, output)
-                totals[name] = totals[name] + change
+                count = output.numel() // len(change)
+                totals[name] = totals[name] + count * change
+                places[name] += count
                 channel = _channel(layer, output)
                 return output + change.reshape([-1 if i == channel else 1 for i in range(output.dim())])
 
             stack.callback(reference.get_submodule(name).register_forward_hook(note).remove)
             stack.callback(model.get_submodule(name).register_forward_hook(correct).remove)
         for args, kwargs in calls(batches):
+            for left in expected.values():
+                left.clear()
             reference(*args, **kwargs)
             model(*args, **kwargs)
             forwards += 1
     if not forwards:
         raise PlanError("biases are corrected on examples; there are none")
-    for name in names:
+    reached = [name for name in names if places[name]]
+    for name in reached:
         bias = model.get_submodule(name).bias
         assert isinstance(bias, Tensor)
-        bias += torch.as_tensor(totals[name], dtype=bias.dtype) / forwards
-    return [f"{name}.bias" for name in names]
+        bias += torch.as_tensor(totals[name], dtype=bias.dtype) / places[name]
+    return [f"{name}.bias" for name in reached]
 
 
 def _mean(layer: nn.Module, output: Tensor) -> Tensor:

@@ -43,27 +43,34 @@ def fisher_diagonal(
         outputs: what its outputs mean.
         generator: draws the labels.
 
-    Raises `PlanError` where there are no inputs, or gradients are not finite.
+    Integer parameters get zeros.  Raises `PlanError` where there are no inputs, or gradients are missing or not finite.
     """
     generator = generator or Generator().manual_seed(0)
     parameters = dict(model.named_parameters())
+    moving = {name: parameter for name, parameter in parameters.items() if parameter.is_floating_point()}
+    if not moving:
+        raise PlanError("the model has no floating-point parameters")
     asked = {name: parameter.requires_grad for name, parameter in parameters.items()}
     found = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
     predictions = 0
     try:
-        for parameter in parameters.values():
-            parameter.requires_grad_(parameter.is_floating_point())
+        for parameter in moving.values():
+            parameter.requires_grad_()
         with evaluating(model), torch.enable_grad():
             for call in calls(batches, _TOGETHER):
                 for part in _parts(call):
                     loss, count = outputs.drawn(tensor_of(model(*part.args, **part.kwargs)), generator)
-                    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-                    for square, gradient in zip(found.values(), gradients, strict=True):
+                    if not loss.requires_grad:
+                        raise PlanError(
+                            "the model's outputs have no gradient; look for no_grad or detach in its forward"
+                        )
+                    gradients = torch.autograd.grad(loss, list(moving.values()), allow_unused=True)
+                    for name, gradient in zip(moving, gradients, strict=True):
                         if gradient is not None:
-                            square += gradient.float().square()
+                            found[name] += gradient.float().square()
                     predictions += count
     finally:
-        for name, parameter in parameters.items():
+        for name, parameter in moving.items():
             parameter.requires_grad_(asked[name])
     if not predictions:
         raise PlanError("there are no calibration inputs; pass at least one batch of the model's inputs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -36,11 +37,16 @@ class Outputs(Protocol):
 
 @dataclass(frozen=True)
 class Categorical:
-    """Scores of classes along the last axis: the Kullback–Leibler divergence from the reference, in nats."""
+    """Scores of classes: the Kullback–Leibler divergence from the reference, in nats.
+
+    Raises `PlanError` for a single score, and for four and more axes if `axis` is not given: it might be 1.
+    """
 
     temperature: float = 1.0
     """By which scores are divided.  A network that is sure of its calibration inputs, because it was trained on them,
     says more about its scores at 2 to 4."""
+    axis: int | None = None
+    """That of the classes; None: the last, of outputs with two or three axes."""
 
     def divergence(self, outputs: Tensor, reference: Tensor) -> Total:
         found, expected = (self._scores(scores).log_softmax(-1) for scores in (outputs, reference))
@@ -52,7 +58,16 @@ class Categorical:
         return Total(F.cross_entropy(scores, labels, reduction="sum"), len(scores))
 
     def _scores(self, outputs: Tensor) -> Tensor:
-        return outputs.float().flatten(0, -2) / self.temperature
+        if self.axis is None and outputs.dim() > 3:
+            raise PlanError(
+                f"outputs of {tuple(outputs.shape)}: say which axis is that of the classes, outputs=Categorical(axis=1)"
+            )
+        scores = outputs.float().movedim(-1 if self.axis is None else self.axis, -1)
+        if scores.shape[-1] < 2:
+            raise PlanError(
+                f"outputs of {tuple(outputs.shape)}: a single score says nothing of classes; pass outputs=Gaussian()"
+            )
+        return scores.flatten(0, -2) / self.temperature
 
 
 class Gaussian:
@@ -67,13 +82,20 @@ class Gaussian:
 
 
 def tensor_of(outputs: Any) -> Tensor:
-    """The tensor that a model gives, be it alone, first of a tuple, or under the name `logits`.
+    """The tensor that a model gives, be it alone, the only one of a tuple, or under the name `logits`.
 
-    Raises `PlanError` for outputs without axes of examples and values.
+    Raises `PlanError` for outputs without axes of examples and values, and for several: what is not looked at would be
+    thrown away.
     """
-    found = getattr(outputs, "logits", outputs)
-    if isinstance(found, tuple | list) and found:
-        found = found[0]
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
+    if isinstance(found, tuple | list):
+        several = [one for one in found if isinstance(one, Tensor) and one.is_floating_point() and one.dim() > 1]
+        if len(several) > 1:
+            raise PlanError(
+                f"the model gives {len(several)} tensors; wrap it in a module that gives the one to be kept, or all of "
+                "them in one"
+            )
+        found = several[0] if several else found
     if not isinstance(found, Tensor) or found.dim() < 2:
         what = f"a tensor of {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise PlanError(f"the model gives {what}; it must give a tensor whose first axis is that of the examples")

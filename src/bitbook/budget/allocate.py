@@ -37,7 +37,7 @@ def allocate(tensors: Sequence[Sequence[Option]], budget: int) -> list[int] | No
     unit = -(-(room + 1) // _MOST_SUMS)
     sums = room // unit + 1
     best = np.zeros(sums)
-    picks = np.zeros((len(tensors), sums), np.int32)
+    picks = np.zeros((len(tensors), sums), np.int16)
     for t, options in enumerate(tensors):
         reached = np.full(sums, np.inf)
         for i, option in enumerate(options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from glob import escape
@@ -15,7 +16,7 @@ from bitbook.artifact import Artifact
 from bitbook.artifact.write import to_bytes
 from bitbook.budget.candidates import Kind
 from bitbook.budget.fit import Fit, FitSettings, Fitted, Progress
-from bitbook.budget.report import Repair
+from bitbook.budget.report import Choice, Repair
 from bitbook.calls import KEPT, Call, calls, tensors_in
 from bitbook.errors import BudgetError, PlanError
 from bitbook.feedback import FeedbackOptions, FeedbackReport
@@ -69,8 +70,14 @@ def compress(
     if plan is None:
         if data is None:
             raise PlanError("a budget is fitted to calibration data; pass data, or a plan")
-        others = (training, calibration, lam, after_tensor)
-        if any(others) or options != FitOptions() or regime != Regime() or feedback != FeedbackOptions():
+        others = (training, calibration, after_tensor)
+        if (
+            any(other is not None for other in others)
+            or lam
+            or options != FitOptions()
+            or regime != Regime()
+            or feedback != FeedbackOptions()
+        ):
             raise PlanError("training, calibration, lam and other options of a plan go with one; pass a plan")
         return fit_budget(model, data, **wanted, finetune=finetune, seed=seed).artifact
     if any(value is not None for value in wanted.values()) or finetune is not None:
@@ -132,11 +139,13 @@ def fit_budget(
     if sum(value is not None for value in (budget, bits, max_drop)) != 1:
         raise PlanError("give one of budget (bytes), bits (per parameter) and max_drop (points of accuracy)")
     if bits is not None:
-        if not bits > 0:
+        if not (bits > 0 and math.isfinite(bits)):
             raise PlanError(f"bits={bits}: use a positive number of bits per parameter, such as 2.5")
         budget = int(bits * sum(parameter.numel() for parameter in model.parameters()) / 8)
-    if budget is not None and budget < 1:
-        raise PlanError(f"budget={budget}: use a number of bytes")
+    if budget is not None and (type(budget) is not int or budget < 1):
+        raise PlanError(f"budget={budget!r}: use a whole number of bytes")
+    if max_drop is not None and not 0 <= max_drop < 100:
+        raise PlanError(f"max_drop={max_drop}: use percentage points of accuracy, such as 0.5")
     batches = _calibration(data, seed)
     if finetune is not None:
         if budget is None or not _labelled(data):
@@ -169,6 +178,8 @@ def _finetuned(
     scalar = Kind(ECSQ(), priced=True)
     plain = Fit(model, batches, settings, seed=seed, progress=progress)
     fitted = plain.to_size(budget)
+    if not fitted.report.choices:  # the budget holds the model as it is
+        return fitted
     trainable = Fit(
         model, batches, replace(settings, matrices={"scalar": scalar}, trust=0.0), seed=seed, progress=progress
     )
@@ -193,16 +204,19 @@ def _finetuned(
         return fitted
     divergence = plain.divergence(plain.restored(tuned))
     repair = Repair("fine-tuning", fitted.report.divergence, divergence)
-    artifact = tuned if repair.kept else fitted.artifact
-    size = len(to_bytes(artifact)[0])
-    report = replace(
-        fitted.report,
-        size=size,
-        divergence=min(repair.before, repair.after),
-        repairs=(*fitted.report.repairs, repair),
-        choices=() if repair.kept else fitted.report.choices,
+    report = replace(fitted.report, repairs=(*fitted.report.repairs, repair))
+    if fitted.report.reached and not repair.kept:
+        return Fitted(fitted.artifact, report)
+    ledger = to_bytes(tuned)[1]
+    choices = tuple(
+        Choice(name, "fine-tuned", stored.recipe, math.prod(stored.shape), size, 0.0, {})
+        for name, stored in tuned.tensors.items()
+        if isinstance(stored, Quantized)
+        and (size := ledger.by_tensor().get(name, 0))
+        and name in dict(model.named_parameters())
     )
-    return Fitted(artifact, report)
+    report = replace(report, size=ledger.total, reached=True, divergence=repair.after, choices=choices, dense={})
+    return Fitted(tuned, report)
 
 
 def _labelled(data: Data | None) -> TypeGuard[tuple[Tensor, Tensor]]:
@@ -217,7 +231,7 @@ def _drawn(count: int, seed: int) -> Tensor:
 def _calibration(data: Data, seed: int) -> Iterable[Any]:
     """A few hundred examples."""
     inputs = data[0] if _labelled(data) else data
-    if isinstance(inputs, Tensor):
+    if isinstance(inputs, Tensor) and len(inputs):
         return [inputs[_drawn(len(inputs), seed)[: _enough(inputs)]]]
     kept, examples, size = [], 0, 0
     for call in calls(data):
@@ -233,7 +247,7 @@ def _calibration(data: Data, seed: int) -> Iterable[Any]:
 
 
 def _enough(inputs: Tensor) -> int:
-    """Of how many examples a model is measured: of sequences of tokens, each place is a prediction."""
+    """On how many examples a model is measured: of sequences of tokens, each place is a prediction."""
     places = 1 if inputs.is_floating_point() else inputs[0].numel()
     return min(max(_PLACES // max(places, 1), _FEWEST), CALIBRATION)
 
@@ -242,4 +256,4 @@ def _batch(call: Call) -> Any:
     """What `calls` makes the same call of."""
     if call.kwargs:
         return call.kwargs
-    return call.args[0] if isinstance(call.args[0], Tensor) else call.args
+    return call.args  # not the tensor alone: those are joined to larger batches than a loader gave

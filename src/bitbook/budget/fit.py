@@ -26,7 +26,7 @@ from bitbook.budget.allocate import allocate
 from bitbook.budget.candidates import MATRIX_KINDS, VECTOR_KINDS, Candidate, Kind, Tensors, encode
 from bitbook.budget.report import Choice, Repair, Report
 from bitbook.budget.sensitivity import measure, weighted
-from bitbook.calls import calls, evaluating, repeatable
+from bitbook.calls import calls, evaluating, repeatable, tensors_in
 from bitbook.errors import PlanError, WeightError
 from bitbook.importance import second_moments
 from bitbook.outputs import Categorical, Outputs, tensor_of
@@ -40,6 +40,7 @@ TRUSTS = (1.0, 0.5, 0.0)
 _MIDDLE = 3.0  # bits per weight, at which a search for an accuracy begins
 _FULL = 0.995  # of a budget: full enough
 _EVEN, _EVEN_TRIES = 0.01, 8  # of bits per weight, where all matrices are to have the same
+_DEAREST = 2.0**16  # times a price: nothing is worth its bits
 _MORE = 6  # files beyond those, where none is within the budget yet
 _WALK = 12  # prices that are tried on the way to a budget
 _LADDER = (0.5, 2**-0.5, 2**0.5, 2.0)  # prices around the right one, for the knapsack to choose among
@@ -116,11 +117,14 @@ class Fit:
         self.generator = Generator().manual_seed(seed)
         self.batches = repeatable(batches)
         self.original = model
-        self.reference = copy.deepcopy(model).eval()
+        try:
+            self.reference = copy.deepcopy(model).eval()
+        except (RuntimeError, ValueError) as error:
+            raise PlanError(f"the model cannot be copied: {error}; remove weight_norm, run lazy layers once") from error
         absorbed = copy.deepcopy(self.reference)
         _absorb(absorbed)
         self.absorbed = absorbed
-        self._outputs: list[Tensor] | None = None
+        self._answers: list[tuple[Any, Tensor]] | None = None
         self.progress("measuring sensitivities", 0, 1)
         parameters = dict(absorbed.named_parameters())
         names = [name for name, parameter in parameters.items() if _quantizable(parameter)]
@@ -166,7 +170,11 @@ class Fit:
             extra += budget // 400 if enough else 0
         if fitting:
             return self._fitted(budget, lam, min(fitting, key=lambda one: one.divergence), len(made))
-        return self._fitted(budget, lam, min(made, key=lambda one: one.size), len(made))
+        made.append(self._file(self._smallest(lam)))
+        smallest = min(made, key=lambda one: one.size)
+        if len(to_bytes(whole)[0]) <= smallest.size:
+            return self._as_it_is(whole, budget)
+        return self._fitted(budget, lam, smallest, len(made))
 
     def at_price(self, lam: float) -> Fitted:
         """The first kind of each tensor, its codes chosen for the least loss plus `lam` · bits."""
@@ -274,7 +282,7 @@ class Fit:
     def _first_price(self, bits: float) -> float:
         """The slope of loss against bits if a bit less were a factor of four in squared error, from no bits on."""
         whole = sum(self._energy(tensors) for tensors in self.tensors.values())
-        return 2 * math.log(2) * whole * 4.0**-bits / self._count
+        return max(2 * math.log(2) * whole * 4.0**-bits / self._count, 1e-30)  # also of weights that are all zero
 
     def _energy(self, tensors: Tensors) -> float:
         """What leaving out the tensor would cost, if that were a small change."""
@@ -303,25 +311,29 @@ class Fit:
         """A price near the budget, and what a file of such codes weighs beyond the sum of its tensors."""
         count, lam = self._count, self._first_price(8 * budget / self._count)
         tried: dict[float, int] = {}
-        while True:
-            chosen = self._candidates(lam, f"candidates at price {len(tried) + 1}")
+        extra = 0
+        for step_number in range(1, _WALK + 1):
+            chosen = self._candidates(lam, f"candidates at price {step_number}")
             size = len(to_bytes(self._artifact({n: c.stored for n, c in chosen.items()}, self.absorbed))[0])
             extra = size - sum(candidate.option.size for candidate in chosen.values())
             tried[lam] = size
             above = [price for price, bytes_ in tried.items() if bytes_ > budget]
             below = [price for price, bytes_ in tried.items() if bytes_ <= budget]
-            if abs(size - budget) < 0.04 * budget or len(tried) == _WALK or (below and self._late(0.6)):
+            if abs(size - budget) < 0.04 * budget or (below and self._late(0.6)):
                 return lam, extra
             if below and above and min(below) / max(above) < 2:
                 return lam, extra
             if not below and len(tried) > 3 and size > 0.98 * sorted(tried.values())[1]:  # a higher price gains nothing
                 return lam, extra
+            if step_number == _WALK:
+                break
             missing = 8 * (size - budget) / count  # bits per weight; each is a factor of four in price
             step = min(max(4.0 ** (missing if missing < 0 or below else 1.3 * missing), 1 / 64), 64.0)
             step = min(step, 1 / 1.2) if step < 1 else max(step, 1.2)
             lam *= step
             if above and below and not max(above) < lam < min(below):
                 lam = math.sqrt(max(above) * min(below))
+        return lam, extra
 
     def _widen(self, lam: float) -> None:
         """More candidates at and around a price: other kinds, and those prices for what is best at it."""
@@ -345,6 +357,11 @@ class Fit:
         if picks is None:
             picks = [min(range(len(of)), key=lambda i, of=of: of[i].size) for of in options]
         return {name: of[pick] for name, of, pick in zip(self.tensors, near, picks, strict=True)}
+
+    def _smallest(self, lam: float) -> dict[str, Candidate]:
+        """Of each tensor the smallest candidate there is, also at a price at which nothing is worth its bits."""
+        self._candidates(lam * _DEAREST, "the smallest")
+        return {name: min(of.candidates, key=lambda c: c.option.size) for name, of in self.tensors.items()}
 
     @staticmethod
     def _near(tensors: Tensors, lam: float) -> list[Candidate]:
@@ -434,19 +451,21 @@ class Fit:
     # -- measuring and telling -----------------------------------------------------------------
     def _references(self) -> Iterable[tuple[Any, Tensor]]:
         """Calls, and what the float model answers; kept while they are small."""
-        if self._outputs is not None:
-            yield from zip(calls(self.batches), self._outputs, strict=True)
+        if self._answers is not None:
+            yield from self._answers
             return
-        kept: list[Tensor] | None = []
+        kept: list[tuple[Any, Tensor]] | None = []  # with the calls: a loader may shuffle
+        size = 0
         with evaluating(self.reference):
             for call in calls(self.batches):
                 found = tensor_of(self.reference(*call.args, **call.kwargs))
                 if kept is not None:
-                    kept.append(found)
-                    if sum(tensor.numel() * tensor.element_size() for tensor in kept) > _KEPT:
+                    kept.append((call, found))
+                    size += sum(tensor.numel() * tensor.element_size() for tensor in tensors_in([call, found]))
+                    if size > _KEPT:
                         kept = None
                 yield call, found
-        self._outputs = kept
+        self._answers = kept
 
     def _late(self, share: float = 1.0) -> bool:
         """Whether this share of the time is over."""
@@ -454,10 +473,11 @@ class Fit:
         return limit is not None and time.monotonic() - self.began > share * limit
 
     def _as_it_is(self, whole: Artifact, budget: int) -> Fitted:
-        reasons = dict.fromkeys(whole.tensors, "the budget holds the model as it is")
         size = len(to_bytes(whole)[0])
+        reason = "the budget holds the model as it is" if size <= budget else "nothing smaller than the model was found"
+        reasons = dict.fromkeys(whole.tensors, reason)
         seconds = time.monotonic() - self.began
-        return Fitted(whole, Report(budget, size, True, 0.0, 0.0, 0.0, (), reasons, (), 0, seconds))
+        return Fitted(whole, Report(budget, size, size <= budget, 0.0, 0.0, 0.0, (), reasons, (), 0, seconds))
 
     def _fitted(self, budget: int | None, lam: float, file: _File, rounds: int) -> Fitted:
         """The file, with the reasons for what is in it."""
@@ -479,7 +499,7 @@ class Fit:
             choices.append(
                 Choice(
                     name, candidate.kind, recipe.recipe, tensors.weight.numel(), sizes.get(name, 0),
-                    candidate.option.loss, others, dict(tensors.refused),
+                    candidate.option.loss, others, dict(tensors.refused), tensors.sensitivity.silent,
                 )
             )  # fmt: skip
         dense = {
@@ -501,9 +521,13 @@ def _quantizable(parameter: Tensor) -> bool:
 
 
 def _absorb(model: nn.Module) -> bool:
-    """Let normalisations take their statistics into weight and bias, if all of them have both."""
+    """Let normalisations take their statistics into weight and bias, if all of them have both for themselves."""
     layers = normalisations(model).values()
-    if all(layer._parameters.get(name) is not None for layer in layers for name in ("weight", "bias")):
+    owners = [id(p) for module in model.modules() for p in module._parameters.values() if p is not None]
+    shared = {
+        id(p) for layer in layers for p in layer._parameters.values() if p is not None and owners.count(id(p)) > 1
+    }
+    if not shared and all(layer._parameters.get(name) is not None for layer in layers for name in ("weight", "bias")):
         absorb_statistics(model)
         return True
     return False

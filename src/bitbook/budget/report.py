@@ -25,6 +25,8 @@ class Choice:
     """Loss and bytes together of other kinds, at their best, as a multiple of the chosen one's."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Kinds that do not fit it, and why."""
+    silent: bool = False
+    """Whether no prediction on the calibration inputs depends on it."""
 
     @property
     def bits(self) -> float:
@@ -34,6 +36,12 @@ class Choice:
     @property
     def why(self) -> str:
         """The reason in words."""
+        if self.silent:
+            return f"no prediction on the calibration inputs depends on it; {self._compared}"
+        return self._compared
+
+    @property
+    def _compared(self) -> str:
         if not self.others:
             return "nothing else fits" if self.refused else "nothing else was tried"
         name = min(self.others, key=lambda name: self.others[name])

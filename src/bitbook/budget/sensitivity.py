@@ -14,7 +14,7 @@ trusted, and `fit.py` chooses that by what files of the model really lose.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch import Generator, Tensor, nn
 
 from bitbook.blocks import matrix_shape
 from bitbook.calls import repeatable
+from bitbook.errors import PlanError
 from bitbook.feedback import ErrorFeedback, FeedbackOptions
 from bitbook.fisher import fisher_diagonal
 from bitbook.importance import Survey, second_moments, survey
@@ -43,6 +44,8 @@ class Sensitivity:
     """H of the float model's inputs; None where inputs do not tell of each other's errors."""
     rows: F64[Tensor, " rows"] | None
     """r, with H."""
+    silent: bool = False
+    """Whether no prediction on the calibration inputs depends on the tensor; it then has a little of the others' F."""
 
     def encoder(
         self, moments: Tensor | None = None, options: FeedbackOptions = FeedbackOptions()
@@ -84,11 +87,11 @@ def _mixed(sensitivity: Sensitivity, trust: float) -> Sensitivity:
     rows = equal ** (1 - trust) * sensitivity.rows.clamp_min(1e-30) ** trust
     energies = sensitivity.moments.diagonal(dim1=1, dim2=2)[:, None]
     fisher = rows.reshape(len(sensitivity.moments), -1, 1) * energies
-    return Sensitivity(fisher.reshape(sensitivity.fisher.shape).float(), sensitivity.moments, rows)
+    return replace(sensitivity, fisher=fisher.reshape(sensitivity.fisher.shape).float(), rows=rows)
 
 
 def _scaled(s: Sensitivity, scale: float) -> Sensitivity:
-    return Sensitivity(s.fisher * scale, s.moments, None if s.rows is None else s.rows * scale)
+    return replace(s, fisher=s.fisher * scale, rows=None if s.rows is None else s.rows * scale)
 
 
 def measure(
@@ -107,7 +110,19 @@ def measure(
     seen = survey(model, batches, names)
     moments = second_moments(model, batches, list(seen.columns)) if seen.columns else {}
     information = fisher_diagonal(model, batches, outputs=outputs, generator=generator)
-    return {name: _sensitivity(information[name], moments.get(name)) for name in names}, seen
+    sums = {name: float(information[name].double().sum()) for name in names}
+    if names and not sum(sums.values()) > 0:
+        raise PlanError(
+            "no prediction on the calibration inputs depends on any weight; if the model is that sure of them, try "
+            "outputs=Categorical(temperature=4), or other inputs"
+        )
+    mean = sum(sums.values()) / sum(information[name].numel() for name in names) if names else 0.0
+    found = {}
+    for name in names:
+        silent = not sums[name] > 0
+        fisher = torch.full_like(information[name], mean * _LEAST) if silent else information[name]
+        found[name] = replace(_sensitivity(fisher, moments.get(name)), silent=silent)
+    return found, seen
 
 
 def _sensitivity(fisher: Tensor, moments: Tensor | None) -> Sensitivity:
