@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import venv
@@ -20,12 +21,18 @@ def environment(name: str, requirements: Sequence[str], folder: Path = ENVIRONME
     The folder of the running torch is named in a .pth file, and pip must keep that torch: another one would be a
     download of gigabytes.
     """
-    home = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as lock:  # networks may run side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _made(folder / name, requirements)
+
+
+def _made(home: Path, requirements: Sequence[str]) -> Path | str:
     python, done = home / "bin" / "python", home / "installed"
     wanted = " ".join([*requirements, f"torch=={torch.__version__}"])
     if done.exists() and done.read_text() == wanted:
         return python
-    print(f"installing {' '.join(requirements)} for {name}", flush=True)
+    print(f"installing {' '.join(requirements)} for {home.name}", flush=True)
     try:
         venv.create(home, with_pip=True, clear=True)
     except (subprocess.CalledProcessError, OSError) as error:
