@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 import bitbook
 from bitbook.artifact import read, read_ledger
 from bitbook.cli import INTERRUPTED, MISTAKE, app, main
-from bitbook.data import Dataset
+from bitbook.data import DATASETS, Dataset
 from bitbook.models import build_model
 
 MODEL = "mlp-64-16-10"
@@ -441,3 +442,23 @@ def test_a_budget_gives_a_file_within_it(trained: tuple[nn.Module, Path], folder
     assert said["bytes"] == (folder / "small.safetensors").stat().st_size <= 700
     assert said["accuracy"]["test"]["after"] > 85
     assert all("ECSQ" in tensor["stored_as"] for tensor in said["tensors"] if tensor["tensor"] != "header")
+
+
+def test_public_networks_bring_their_weights(
+    stories: Dataset, pretrained_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A language model, without --weights, calibrated on stories and measured on them."""
+    few = dataclasses.replace(
+        stories,
+        train_x=stories.train_x[:4, :50],
+        train_y=stories.train_y[:4, :50],
+        test_x=stories.test_x[:4],
+        test_y=stories.test_y[:4],
+    )
+    monkeypatch.setitem(DATASETS, "stories", lambda: few)
+    options = ("--model", "stories260k", "--data", "stories", "--layers", "layers.*.w?.weight")
+    said = run_json("compress", *options, "--recipe", "Uniform(6)", "--calibrate", "4", "-o", folder / "s.safetensors")
+    assert said["aliases"] == {"output.weight": "tok_embeddings.weight"}
+    found = run_json("evaluate", folder / "s.safetensors", "--model", "stories260k", "--data", "stories")
+    assert found["accuracy"] == said["accuracy"]["test"]["after"] > 50
+    assert 1 < found["loss"] < 2

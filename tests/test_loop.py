@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from bitbook import Training, evaluate, run_epochs
+from bitbook import Training, evaluate, loop, run_epochs
 from bitbook.errors import PlanError
+from bitbook.loop import IGNORED
 
 
 def data(n: int = 50) -> tuple[Tensor, Tensor]:
@@ -83,6 +84,60 @@ def test_evaluation_is_the_mean_of_batch_means() -> None:
     means = [F.cross_entropy(a, b).item() for a, b in zip(logits.split(16), y.split(16), strict=True)]
     assert result.loss == pytest.approx(sum(means) / len(means), rel=1e-6)
     assert result.accuracy == pytest.approx(100 * (logits.argmax(1) == y).float().mean().item())
+
+
+class Counting(nn.Module):
+    """Tells what comes next from how often each token came so far: causal, for any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(5, 5)
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.seen.append(tuple(tokens.shape))
+        return self.out(F.one_hot(tokens, 5).float().cumsum(1))
+
+
+def sequences(n: int = 20) -> tuple[Tensor, Tensor]:
+    """Sequences of up to 9 tokens, one of them without a label, one with a gap."""
+    generator = Generator().manual_seed(0)
+    tokens = torch.randint(5, (n, 10), generator=generator)
+    y = tokens[:, 1:].clone()
+    for i in range(n):
+        y[i, i % 10 :] = IGNORED
+    y[7, 3] = IGNORED
+    return tokens[:, :-1], y
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_sequences_are_evaluated_label_by_label(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_MOST_PLACES", 40)
+    x, y = sequences()
+    torch.manual_seed(0)
+    net = Counting()
+    result = evaluate(net, x, y, batch=batch)
+    assert all(rows * length <= 40 and rows <= batch for rows, length in net.seen)
+    losses, correct = [], []
+    with torch.no_grad():
+        for tokens, labels in zip(x, y, strict=True):
+            logits = net(tokens[None])[0]
+            for place in (labels != IGNORED).nonzero()[:, 0].tolist():
+                losses.append(F.cross_entropy(logits[place], labels[place]).item())
+                correct.append(bool(logits[place].argmax() == labels[place]))
+    assert result.correct.tolist() == correct
+    assert result.accuracy == pytest.approx(100 * sum(correct) / len(correct))
+    assert result.loss == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+
+
+def test_sequences_are_trained_on() -> None:
+    x, y = sequences()
+    torch.manual_seed(0)
+    net = Counting()
+    before = evaluate(net, x, y).loss
+    labelled = (y != IGNORED).any(1)
+    run_epochs(net, x[labelled], y[labelled], Training(20, 0.05, 8, 0.9), generator=Generator().manual_seed(1))
+    assert evaluate(net, x, y).loss < before - 0.1
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,14 @@ from torch.optim.sgd import sgd
 
 from bitbook.errors import PlanError
 
-Labels = Int[Tensor, " examples"]
-Inputs = Float[Tensor, "examples *features"]
+IGNORED = -100
+"""A label that is none, as PyTorch's cross-entropy has it: neither trained on nor measured."""
+
+Labels = Int[Tensor, " examples"] | Int[Tensor, "examples length"]
+"""Of sequences, a label for every place, `IGNORED` where there is none."""
+Inputs = Float[Tensor, "examples *features"] | Int[Tensor, "examples length"]
+
+_MOST_PLACES = 16_384  # of sequences that are evaluated together: some ten megabytes of logits
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,9 @@ class Evaluation(NamedTuple):
     accuracy: float
     """Percent."""
     loss: float
-    """Mean of the batch means, as the source material prints it."""
-    correct: Bool[Tensor, " examples"]
+    """Mean of the batch means, as the source material prints it; of sequences, mean over all labels."""
+    correct: Bool[Tensor, " labels"]
+    """Of sequences, for every label that is not ignored, one example after the other."""
 
 
 def run_epochs(
@@ -80,7 +87,7 @@ def run_epochs(
             lr = training.lr
             if training.schedule == "cosine":
                 lr = training.lr * (1 + math.cos(math.pi * step / steps)) / 2
-            loss = F.cross_entropy(model(x.index_select(0, batch)), y.index_select(0, batch))
+            loss = cross_entropy(model(x.index_select(0, batch)), y.index_select(0, batch))
             loss.backward()
             descent.step(lr)
             total += loss.detach()
@@ -89,6 +96,13 @@ def run_epochs(
         if after_epoch is not None:
             after_epoch(epoch, losses[-1])
     return losses
+
+
+def cross_entropy(
+    logits: Float[Tensor, "*labels classes"], labels: Int[Tensor, "*labels"], reduction: str = "mean"
+) -> Tensor:
+    """PyTorch's, with classes on the last axis, whether an example has one label or a sequence of them."""
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction=reduction)
 
 
 class _Descent:
@@ -129,8 +143,13 @@ def evaluate(model: nn.Module, x: Inputs, y: Labels, *, batch: int = 64) -> Eval
     """Accuracy and loss on a labelled set.
 
     The batch size matters where inputs are quantized with a range per batch; 64 is the source material's.
+
+    A model of sequences must be causal: sequences of like length are evaluated together, and cut behind the last label
+    that any of them has.  Fewer than `batch` of them share a batch where they are long.
     """
     model.eval()
+    if y.dim() > 1:
+        return _evaluate_sequences(model, x, y, batch)
     losses, correct = [], []
     for inputs, labels in zip(x.split(batch), y.split(batch), strict=True):
         logits = model(inputs)
@@ -138,3 +157,21 @@ def evaluate(model: nn.Module, x: Inputs, y: Labels, *, batch: int = 64) -> Eval
         correct.append(logits.argmax(1) == labels)
     hits = torch.cat(correct)
     return Evaluation(100 * hits.double().mean().item(), torch.stack(losses).double().mean().item(), hits)
+
+
+def _evaluate_sequences(
+    model: nn.Module, x: Int[Tensor, "examples length"], y: Int[Tensor, "examples length"], batch: int
+) -> Evaluation:
+    labelled = y != IGNORED
+    lengths = (labelled * torch.arange(1, y.shape[1] + 1, device=y.device)).amax(1)  # up to the last label
+    hits = torch.zeros_like(labelled)
+    total = torch.zeros((), dtype=torch.float64, device=y.device)
+    rest = lengths.argsort(descending=True, stable=True)
+    while len(rest) and (longest := int(lengths[rest[0]])):
+        rows, rest = rest.tensor_split([min(batch, max(1, _MOST_PLACES // longest))])
+        labels = y[rows, :longest]
+        logits = model(x[rows, :longest])
+        total += cross_entropy(logits, labels, "sum")
+        hits[rows, :longest] = logits.argmax(-1) == labels
+    correct = hits[labelled]
+    return Evaluation(100 * correct.double().mean().item(), (total / len(correct)).item(), correct)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from tests.conftest import Server
 
 from bitbook.data import Dataset, cifar, load_cifar10, load_dataset
 from bitbook.errors import DataError
@@ -61,6 +65,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         batches.append(cifar.Batch(batch.name, 2, hashlib.sha256(data).hexdigest()))
     monkeypatch.setattr(cifar, "TRAINING", tuple(batches[:4]))
     monkeypatch.setattr(cifar, "TEST", batches[4])
+    monkeypatch.setattr(cifar, "ARCHIVE", (tmp_path / "nowhere.tar.gz").as_uri())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("BITBOOK_DATA", raising=False)
     return folder
 
@@ -82,14 +88,17 @@ def test_both_forms_are_read(small: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_without_a_folder_the_error_says_what_to_do(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DataError, match="set BITBOOK_DATA to a folder with data_batch_1, .*official binary"):
+    with pytest.raises(
+        DataError, match="(?s)set BITBOOK_DATA to a folder with data_batch_1, .*official binary.*nowhere"
+    ):
         load_cifar10()
+    assert not (tmp_path / "cache").exists()
     monkeypatch.setenv("BITBOOK_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="nowhere, which is not a folder"):
         load_cifar10()
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("BITBOOK_DATA", str(tmp_path / "empty"))
-    with pytest.raises(DataError, match="empty has no batch of CIFAR-10; set"):
+    with pytest.raises(DataError, match="could not be downloaded; set"):
         load_cifar10()
     (small / "data_batch_3.npz").unlink()
     with pytest.raises(DataError, match="data_batch_3 of CIFAR-10 are missing"):
@@ -159,6 +168,81 @@ def test_a_damaged_official_file_is_refused(small: Path, change: Callable[[bytes
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(DataError, match="data_batch_2.bin: .*; get an intact copy"):
         load_cifar10(small)
+
+
+def archive(members: Mapping[str, bytes], link: str | None = None) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = len(data)
+            if name == link:
+                info.type, info.size, info.linkname = tarfile.SYMTYPE, 0, "/etc/hostname"
+            tar.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def batches_of(small: Path) -> dict[str, bytes]:
+    """All of them in their official form."""
+    found = {}
+    for batch in (*cifar.TRAINING, cifar.TEST):
+        records = cifar._read(small, batch)
+        found[f"{batch.name}.bin"] = records.tobytes()
+    return found
+
+
+def serve(server: Server, data: bytes, monkeypatch: pytest.MonkeyPatch, md5: str | None = None) -> None:
+    (server.folder / "it.tar.gz").write_bytes(data)
+    monkeypatch.setattr(cifar, "ARCHIVE", f"{server.url}it.tar.gz")
+    monkeypatch.setattr(cifar, "ARCHIVE_MD5", md5 or hashlib.md5(data).hexdigest())
+
+
+def test_the_archive_fills_the_cache(
+    small: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else is in it, whatever its name, is not unpacked."""
+    more = {"readme.html": b"text", "../../outside": b"no", "data_batch_5.bin": b"not needed"}
+    serve(server, archive({**more, **batches_of(small)}), monkeypatch)
+    expected, found = load_cifar10(small), load_cifar10()
+    (server.folder / "it.tar.gz").unlink()
+    again = load_cifar10()
+    for data in (found, again):
+        assert torch.equal(data.train_x, expected.train_x) and torch.equal(data.test_y, expected.test_y)
+    cached = tmp_path / "cache" / "bitbook" / "cifar10"
+    assert sorted(path.name for path in cached.iterdir()) == sorted(batches_of(small))
+    assert not list(tmp_path.rglob("outside"))
+    (cached / "test_batch.bin").unlink()  # half a cache is filled again
+    with pytest.raises(DataError, match="404"):
+        load_cifar10()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data_batch_3.bin": None}, "the archive has no cifar-10-batches-bin/data_batch_3.bin"),
+        ({"data_batch_3.bin": b"short"}, "data_batch_3 has 6146 bytes, this has 5 bytes"),
+        ({"data_batch_3.bin": bytes(50_000)}, "data_batch_3 has 6146 bytes, this has more"),
+        ({"data_batch_3.bin": bytes(6146)}, "SHA-256 of the images must be"),
+        ({"link": "data_batch_3.bin"}, "the archive has no cifar-10-batches-bin/data_batch_3.bin"),
+        ({"md5": "0" * 32}, "the MD5 of the archive must be 0000"),
+        ({"cut": 40}, "damaged archive"),
+        ({"cut": 0}, "damaged archive"),
+    ],
+)
+def test_a_wrong_archive_is_refused(
+    small: Path,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    link, md5, cut = change.pop("link", None), change.pop("md5", None), change.pop("cut", None)
+    members = {name: data for name, data in {**batches_of(small), **change}.items() if data is not None}
+    serve(server, archive(members, link)[:cut], monkeypatch, md5)
+    with pytest.raises(DataError, match=f"(?s)could not be downloaded; set BITBOOK_DATA.*{message}"):
+        load_cifar10()
+    assert not (tmp_path / "cache").exists()
 
 
 def test_real_cifar10(cifar10: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbook import ECSQ, FitOptions, Plan, load, save
-from bitbook.data import load_dataset
+from bitbook.data import IGNORED, load_dataset
 from bitbook.errors import BudgetError, PlanError
 from bitbook.loop import evaluate
 from bitbook.models import build_model
@@ -86,3 +87,20 @@ def test_the_model_given_stays_as_it_is(digits: tuple[Tensor, ...]) -> None:
     train(model, digits[:2], PLAN, lam=1e-4, training=RateTraining(epochs=1, batch=512))
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_sequences_are_trained_on_place_by_place() -> None:
+    """A label for every place: as many pairs of one place each, ignored labels left out."""
+    tokens = torch.randint(6, (12, 5), generator=torch.Generator().manual_seed(0))
+    y = (tokens + 1) % 6
+    y[3, 2:] = IGNORED
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6))
+    plan, once = Plan({"1.weight": ECSQ(4)}), RateTraining(epochs=2, batch=12)
+    whole = train(net, (tokens, y), plan, lam=1e-5, training=once)
+    kept = y.flatten() != IGNORED
+    places = train(net, (tokens.flatten()[kept], y.flatten()[kept]), plan, lam=1e-5, training=replace(once, batch=60))
+    assert whole.epochs[0].loss == pytest.approx(places.epochs[0].loss, rel=1e-5)
+    assert whole.epochs[1].loss < whole.epochs[0].loss
+    with pytest.raises(PlanError, match="the teacher gives"):
+        train(net, (tokens, y), plan, lam=1e-5, training=once, teacher=net)

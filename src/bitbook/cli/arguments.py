@@ -23,13 +23,14 @@ Output = Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="Th
 Model = Annotated[
     str,
     typer.Option(
-        help="A built-in model (mlp-784-128-64-10, lenet-300-100, lenet-5, or mlp-A-B-… of any sizes), or "
+        help="A built-in model (mlp-784-128-64-10, lenet-300-100, lenet-5, or mlp-A-B-… of any sizes), a public "
+        "trained one (resnet-20-cifar10, resnet-44-cifar10, resnet-8-cifar10, stories260k), or "
         "package.module:callable of yours, which is called without arguments and returns an nn.Module."
     ),
 ]
 DATA_HELP = (
-    "digits, mnist, or package.module:callable of yours, which is called without arguments and returns a "
-    "bitbook.data.Dataset. The model gets its examples as they are: rows of numbers."
+    "digits, mnist, cifar10, stories, or package.module:callable of yours, which is called without arguments and "
+    "returns a bitbook.data.Dataset. The model gets its examples as they are: rows of numbers."
 )
 Holdout = Annotated[
     int | None,
@@ -78,7 +79,7 @@ def chosen_tensors(path: Path, patterns: Sequence[str] | None) -> dict[str, Tens
 
 
 def build(model: str) -> nn.Module:
-    """The model that --model names; a built-in one has random weights."""
+    """The model that --model names; a built-in one has random weights, a public one its own."""
     from torch import nn
 
     from bitbook.importing import import_callable
@@ -112,10 +113,11 @@ def load_data(name: str, model: nn.Module) -> Dataset:
         raise ModelMismatch(
             f"the model does not take the examples of {name}, rows of {tuple(examples.shape[1:])}: {error}"
         ) from error
-    if tuple(logits.shape) != (len(examples), dataset.classes):
+    expected = (*dataset.test_y[:2].shape, dataset.classes)
+    if tuple(logits.shape) != expected:
         raise ModelMismatch(
             f"the model answers {len(examples)} examples with {tuple(logits.shape)} numbers; the "
-            f"{dataset.classes} classes of {name} need {(len(examples), dataset.classes)}"
+            f"{dataset.classes} classes of {name} need {expected}"
         )
     return dataset
 

@@ -58,7 +58,7 @@ def compress(
             exists=True,
             dir_okay=False,
             help="Trained weights: .safetensors, or .pt as torch.save(model.state_dict(), …) writes it. "
-            "Needed unless your callable returns a trained model.",
+            "Needed unless the model is a public trained one, or your callable returns one.",
         ),
     ] = None,
     plan: Annotated[
@@ -219,11 +219,12 @@ def compress(
 
 def _trained(model: str, weights: Path | None) -> nn.Module:
     from bitbook.checkpoint import load_weights
+    from bitbook.models import PRETRAINED_MODELS
 
     network = build(model)
     if weights is not None:
         return load_weights(weights, network)
-    if ":" not in model:
+    if ":" not in model and model not in PRETRAINED_MODELS:
         raise PlanError(f"the weights of a fresh {model} are random; pass trained ones with --weights")
     return network
 

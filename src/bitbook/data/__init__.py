@@ -12,13 +12,16 @@ from bitbook.data.digits import load_digits as load_digits
 from bitbook.data.mnist import load_mnist as load_mnist
 from bitbook.data.moves import Moves as Moves
 from bitbook.data.moves import move_images as move_images
+from bitbook.data.stories import load_stories as load_stories
 from bitbook.errors import DataError
 from bitbook.importing import import_callable
+from bitbook.loop import IGNORED as IGNORED
 
 DATASETS: dict[str, Callable[[], Dataset]] = {
     "digits": load_digits,
     "mnist": load_mnist,
     "cifar10": load_cifar10,
+    "stories": load_stories,
 }
 
 

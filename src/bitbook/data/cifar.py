@@ -1,10 +1,14 @@
-"""CIFAR-10 from a folder: the official binary batches, or a smaller lossless form of them, checked to the last byte."""
+"""CIFAR-10 from a folder, the cache or its home page, checked to the last byte wherever it comes from.
+
+Its batches are in their official binary form, or in a smaller lossless one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,6 +20,7 @@ from jaxtyping import Float, Int16, UInt8
 from torch import Tensor
 
 from bitbook.data.dataset import Dataset
+from bitbook.download import FAILURES, cache_folder, fetch, write_whole
 from bitbook.errors import DataError
 
 SIDE = 32
@@ -42,16 +47,24 @@ TRAINING = (
 )
 TEST = Batch("test_batch", 10_000, "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b")
 
+ARCHIVE = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+"""As its author gives it; no proof against malice, which is what the hashes of the batches are for."""
+_MOST_ARCHIVE = 200_000_000  # bytes; it has 170 million
+_IN_ARCHIVE = "cifar-10-batches-bin"  # the folder of the batches there
+
 
 def load_cifar10(folder: str | os.PathLike[str] | None = None) -> Dataset:
     """Load CIFAR-10 (Krizhevsky 2009): training batches 1 to 4, 40,000 images, and the 10,000 test images.
 
     Each batch is `NAME.bin`, the official binary form, or `NAME.npz`, half its size: the arrays `residual`, what
-    `undo_prediction` takes, and `label`.  They are taken from `folder`, or from the first of `$BITBOOK_DATA/cifar10`
-    and `$BITBOOK_DATA` that has any.  Pixels become `(x / 255 - MEAN) / DEVIATION` by channel, channels first.
+    `undo_prediction` takes, and `label`.  They are taken from `folder` where it is given, and otherwise from the first
+    of these that has any: `$BITBOOK_DATA/cifar10`, `$BITBOOK_DATA`, the cache (`bitbook/cifar10` in `$XDG_CACHE_HOME`
+    or `~/.cache`), and its home page, from which 170 MB fill the cache.  Pixels become `(x / 255 - MEAN) / DEVIATION`
+    by channel, channels first.
 
-    Raises `DataError` where there is no such folder, a batch is missing or is not CIFAR-10's to the last byte; the
-    message says what to do.
+    Raises `DataError` where a folder lacks a batch, a batch is not CIFAR-10's to the last byte, or there is no network;
+    the message says what to do.
     """
     found = _folder(Path(folder) if folder is not None else None)
     train = [_read(found, batch) for batch in TRAINING]
@@ -105,26 +118,61 @@ def _next(residual: Int16[np.ndarray, "3 n"], predicted: Int16[np.ndarray, "3 n"
 
 
 def _folder(named: Path | None) -> Path:
-    """The folder that has the batches."""
+    """The folder that has the batches, filling the cache from the archive as the last resort."""
     batches = (*TRAINING, TEST)
     if named is None:
-        root = os.environ.get("BITBOOK_DATA")
-        advice = (
-            f"set BITBOOK_DATA to a folder with {', '.join(b.name for b in batches)} as .bin, the official binary "
-            "version of CIFAR-10, or .npz"
-        )
-        if not root:
-            raise DataError(f"CIFAR-10 is not downloaded by itself; {advice}")
-        if not Path(root).is_dir():
-            raise DataError(f"BITBOOK_DATA is {root}, which is not a folder")
-        folders = (Path(root, "cifar10"), Path(root))
-        named = next((f for f in folders if any(_path(f, b).exists() for b in batches)), None)
-        if named is None:
-            raise DataError(f"{root} has no batch of CIFAR-10; {advice}")
+        cache = cache_folder("cifar10")
+        folders = [cache]
+        if root := os.environ.get("BITBOOK_DATA"):
+            if not Path(root).is_dir():
+                raise DataError(f"BITBOOK_DATA is {root}, which is not a folder")
+            folders = [Path(root, "cifar10"), Path(root), cache]
+        named = next((f for f in folders if any(_path(f, b).exists() for b in batches)), cache)
+        if named == cache and not all(_path(cache, batch).exists() for batch in batches):
+            _download(cache)
     missing = [batch.name for batch in batches if not _path(named, batch).exists()]
     if missing:
         raise DataError(f"{named}: {', '.join(missing)} of CIFAR-10 are missing; each may be .bin or .npz")
     return named
+
+
+def _download(cache: Path) -> None:
+    """Fetch the archive and write its batches to the cache, after all of them are known to be right."""
+    batches = (*TRAINING, TEST)
+    try:
+        data = fetch(ARCHIVE, _MOST_ARCHIVE)
+        found = _unpacked(data)
+    except (*FAILURES, DataError) as error:
+        names = ", ".join(batch.name for batch in batches)
+        raise DataError(
+            "CIFAR-10 is neither in BITBOOK_DATA nor in the cache, and could not be downloaded; set BITBOOK_DATA to a "
+            f"folder with {names} as .bin, the official binary version of CIFAR-10, or .npz\n{ARCHIVE}: {error}"
+        ) from error
+    for batch in batches:
+        write_whole(cache / f"{batch.name}.bin", found[batch.name])
+
+
+def _unpacked(archive: bytes) -> dict[str, bytes]:
+    """The batches in the archive; names in it are compared and never become paths."""
+    digest = hashlib.md5(archive, usedforsecurity=False).hexdigest()
+    if digest != ARCHIVE_MD5:  # before anything is decompressed
+        raise DataError(f"the MD5 of the archive must be {ARCHIVE_MD5}, but is {digest}")
+    wanted = {f"{_IN_ARCHIVE}/{batch.name}.bin": batch for batch in (*TRAINING, TEST)}
+    found = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as members:
+            for member in members:
+                batch = wanted.get(member.name)
+                stream = members.extractfile(member) if batch is not None and member.isreg() else None
+                if batch is not None and stream is not None:
+                    data = stream.read(_size(batch) + 1)
+                    _check(_records(data, batch, member.name), batch, member.name)
+                    found[batch.name] = data
+    except (tarfile.TarError, zlib.error, EOFError) as error:
+        raise DataError(f"damaged archive ({error})") from error
+    if missing := [name for name, batch in wanted.items() if batch.name not in found]:
+        raise DataError(f"the archive has no {', '.join(missing)}")
+    return found
 
 
 def _path(folder: Path, batch: Batch) -> Path:
@@ -132,23 +180,36 @@ def _path(folder: Path, batch: Batch) -> Path:
     return official if official.exists() else folder / f"{batch.name}.npz"
 
 
+def _size(batch: Batch) -> int:
+    return batch.images * (1 + PIXELS)
+
+
 def _read(folder: Path, batch: Batch) -> UInt8[np.ndarray, "n record"]:
     """A batch in its official form: a label, then the image, channels first, in each row."""
-    path, size = _path(folder, batch), batch.images * (1 + PIXELS)
+    path = _path(folder, batch)
     if path.suffix == ".bin":
         with path.open("rb") as stream:
-            data = stream.read(size + 1)
-        if len(data) != size:
-            found = f"{len(data)} bytes" if len(data) < size else "more"
-            raise DataError(f"{path}: {batch.name} has {size} bytes, this has {found}; get an intact copy")
-        records = np.frombuffer(data, np.uint8).reshape(batch.images, 1 + PIXELS)
+            records = _records(stream.read(_size(batch) + 1), batch, str(path))
     else:
         residual, label = _arrays(path, {"residual": (3, batch.images, SIDE, SIDE), "label": (batch.images,)})
         records = np.concatenate([label[:, None], undo_prediction(residual).reshape(batch.images, -1)], 1)
+    _check(records, batch, str(path))
+    return records
+
+
+def _records(data: bytes, batch: Batch, origin: str) -> UInt8[np.ndarray, "n record"]:
+    """View the official form of a batch, of which at most one byte too many was read, as one row per image."""
+    size = _size(batch)
+    if len(data) != size:
+        found = f"{len(data)} bytes" if len(data) < size else "more"
+        raise DataError(f"{origin}: {batch.name} has {size} bytes, this has {found}; get an intact copy")
+    return np.frombuffer(data, np.uint8).reshape(batch.images, 1 + PIXELS)
+
+
+def _check(records: UInt8[np.ndarray, "n record"], batch: Batch, origin: str) -> None:
     digest = hashlib.sha256(records.tobytes()).hexdigest()
     if digest != batch.sha256:
-        raise DataError(f"{path}: SHA-256 of the images must be {batch.sha256}, but is {digest}; get an intact copy")
-    return records
+        raise DataError(f"{origin}: SHA-256 of the images must be {batch.sha256}, but is {digest}; get an intact copy")
 
 
 def _arrays(path: Path, shapes: dict[str, tuple[int, ...]]) -> list[UInt8[np.ndarray, "..."]]:

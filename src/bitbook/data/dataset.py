@@ -11,24 +11,29 @@ from torch import Tensor
 
 from bitbook.errors import PlanError
 
+Examples = Float[Tensor, "n features"] | Int[Tensor, "n length"]
+Labels = Int[Tensor, " n"] | Int[Tensor, "n length"]
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A classification data set, ready to train on.
+    """A classification data set, ready to train on; in one of sequences, every place of an example is classified.
 
     Attributes:
         name: how studies and reports call it.
-        train_x, test_x: (examples, features) float32; an image is one row, normalised as its loader says.
-        train_y, test_y: (examples,) int64, in 0 … classes - 1.
-        classes: number of classes.
+        train_x, test_x: (examples, features) float32; an image is one row, normalised as its loader says.  Of
+            sequences, (examples, length) int64.
+        train_y, test_y: (examples,) int64, in 0 … classes - 1.  Of sequences, (examples, length), with `IGNORED` where
+            there is nothing to predict.
+        classes: number of classes; of sequences, of tokens.
         input_shape: one example before it was flattened, channels first; its product is `features`.
     """
 
     name: str
-    train_x: Float[Tensor, "train features"]
-    train_y: Int[Tensor, " train"]
-    test_x: Float[Tensor, "test features"]
-    test_y: Int[Tensor, " test"]
+    train_x: Examples
+    train_y: Labels
+    test_x: Examples
+    test_y: Labels
     classes: int
     input_shape: tuple[int, ...]
 
@@ -36,10 +41,10 @@ class Dataset:
 class Split(NamedTuple):
     """Training data, and the part of it that is held out for validation."""
 
-    train_x: Float[Tensor, "train features"]
-    train_y: Int[Tensor, " train"]
-    val_x: Float[Tensor, "val features"]
-    val_y: Int[Tensor, " val"]
+    train_x: Examples
+    train_y: Labels
+    val_x: Examples
+    val_y: Labels
 
 
 def split(dataset: Dataset, holdout: int, seed: int = 0) -> Split:

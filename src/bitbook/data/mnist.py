@@ -7,10 +7,7 @@ import hashlib
 import io
 import math
 import os
-import tempfile
-import urllib.request
 import zlib
-from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -20,13 +17,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from bitbook.data.dataset import Dataset
+from bitbook.download import FAILURES, cache_folder, fetch, write_whole
 from bitbook.errors import DataError
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-TIMEOUT = 30.0  # seconds that a mirror may stay silent
 
 
 class IdxFile(NamedTuple):
@@ -123,7 +120,7 @@ def _folder(named: Path | None) -> Path:
         for folder in (Path(root, "mnist"), Path(root)):
             if any(_path(folder, file).exists() for file in FILES):
                 return _complete(folder)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "bitbook", "mnist")
+    cache = cache_folder("mnist")
     for file in FILES:
         if not _path(cache, file).exists():
             _download(file, cache)
@@ -168,22 +165,17 @@ def _checked(stream: BinaryIO, file: IdxFile, origin: str) -> bytearray:
 
 
 def _download(file: IdxFile, cache: Path) -> None:
-    """Fetch one file from the first mirror that has it; in the cache it appears whole or not at all."""
+    """Fetch one file into the cache from the first mirror that has it."""
     failures = []
     for mirror in MIRRORS:
         url = f"{mirror}{file.name}.gz"
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-                data = response.read(file.size + 1024)  # the little that gzip adds to what it cannot shrink
+            data = fetch(url, file.size + 1024)  # the little that gzip adds to what it cannot shrink
             _checked(io.BytesIO(data), file, file.name)
-        except (OSError, HTTPException, DataError) as error:
+        except (*FAILURES, DataError) as error:
             failures.append(f"{url}: {error}")
             continue
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            whole = Path(scratch, "whole")
-            whole.write_bytes(data)
-            whole.replace(cache / f"{file.name}.gz")
+        write_whole(cache / f"{file.name}.gz", data)
         return
     raise DataError(
         "MNIST is neither in BITBOOK_DATA nor in the cache, and no mirror gave it. Set BITBOOK_DATA to a "

@@ -213,8 +213,8 @@ def _run(
         for batch in order.split(training.batch):
             for group, first in zip(optimizer.param_groups, first_rates, strict=True):
                 group["lr"] = first * (1 + math.cos(math.pi * pricing.done / pricing.steps)) / 2
-            answers = model(x.index_select(0, batch)).log_softmax(1)
-            loss = F.nll_loss(answers, y.index_select(0, batch))
+            answers = model(x.index_select(0, batch)).flatten(0, -2).log_softmax(1)  # of sequences, place by place
+            loss = F.nll_loss(answers, y.index_select(0, batch).flatten())
             if targets is not None:
                 taught = -(targets.index_select(0, batch) * answers).sum(1).mean()
                 loss = (1 - training.distill) * loss + training.distill * taught
