@@ -1,6 +1,6 @@
 """bitbook itself, in the interpreter that runs the bench: `ECSQ` or a trellis at one step, entropy-coded.
 
-Without data, or (`images`) with so many training examples: error feedback under a price of bits, and shifted
+Without data, or (`examples`) with so many training examples: error feedback under a price of bits, and shifted
 statistics of batch normalisation.  What is no weight is stored in bfloat16.
 """
 
@@ -32,7 +32,7 @@ def compress(task: Task) -> Made:
     step = task.setting["step"] * rms
     recipe = Trellis(8) if task.setting.get("trellis") else ECSQ()
     plan, options = Plan(dict.fromkeys(names, recipe)), FitOptions(step=step, iterations=10)
-    seen = _examples(network.unit, task.setting.get("images", 0))
+    seen = _examples(network.unit, task.setting.get("examples", 0))
     if seen is None:
         artifact = compressed(model, plan, options=options)
     else:

@@ -77,18 +77,18 @@ PEERS = {
             _grid(
                 [{"step": step} for step in (0.4, 0.6, 0.8, 1.0)],
                 [{"step": step} for step in (0.6, 0.9)],
-                [{"step": step} for step in (0.2, 0.3, 0.4, 0.6)],
+                [{"step": step} for step in (0.05, 0.08, 0.11, 0.15, 0.2)],
             ),
         ),
         Peer(
-            "bitbook, 500 training examples",
+            "bitbook, calibrated",
             OWN,
             own_version(),
             (),
             _grid(
-                [{"step": step, "images": 500, "trellis": True} for step in (0.5, 0.7, 0.9, 1.2)],
-                [{"step": step, "images": 500, "trellis": True} for step in (0.7, 1.0)],
-                [{"step": step, "images": 100, "trellis": True} for step in (0.2, 0.3, 0.4, 0.6)],
+                [{"step": step, "examples": 500, "trellis": True} for step in (0.5, 0.7, 0.9, 1.2)],
+                [{"step": step, "examples": 500, "trellis": True} for step in (0.7, 1.0)],
+                [{"step": step, "examples": 100, "trellis": True} for step in (0.05, 0.08, 0.11, 0.15, 0.2)],
             ),
         ),
         Peer(
@@ -181,7 +181,7 @@ PEERS = {
             _grid(
                 [{"qp": qp} for qp in (-28, -26, -24, -22, -20, -19)],
                 [{"qp": qp} for qp in (-26, -23, -20)],
-                [{"qp": qp} for qp in (-28, -26, -24, -22, -20, -19)],
+                [{"qp": qp} for qp in (-30, -28, -26, -24, -22, -21)],
             ),
         ),
     )

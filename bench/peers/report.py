@@ -31,8 +31,8 @@ Share: of all numbers, those that the tool gave fewer bits; a range where settin
 
 Tools: {tools}.
 
-- bitbook is `ECSQ` at one step for all weights, entropy-coded, without data like all others; below it with some
-  training examples, `Trellis(8)` with error feedback under a price of bits, and shifted statistics of batch
+- bitbook is `ECSQ` at one step for all weights, entropy-coded, without data like all others; calibrated, it has
+  some training examples: `Trellis(8)` with error feedback under a price of bits, and shifted statistics of batch
   normalisation. No peer is given data.
 - torchao, hqq and bitsandbytes serve linear layers: of a ResNet only the last one. The embedding, which is the output
   layer too, is given to them as a linear layer. torchao saves a byte for each weight but for int4, whose form for CPUs

@@ -12,6 +12,7 @@ from bench.peers import environments, report
 from bench.peers.__main__ import Records, Row, measure
 from bench.peers.catalogue import PEERS, Peer
 from bench.peers.environments import shown
+from bench.peers.job import Layers
 from bench.peers.networks import NETWORKS, Network, checkpoint, put
 from torch import nn
 
@@ -162,6 +163,16 @@ def test_tied_weights_travel_once_and_come_back() -> None:
     model = put(Tied(), {name: w + 1 for name, w in weights.items()})
     assert torch.equal(model.get_parameter("last.weight"), torch.ones(4, 4))
     assert torch.equal(model.get_buffer("norm.running_var"), torch.full((4,), 2.0))
+
+
+def test_tools_get_layers_with_the_names_of_the_weights() -> None:
+    shapes = {"conv.weight": (2, 3, 1, 1), "a.b.weight": (4, 5), "a.b.bias": (4,), "a.norm.weight": (7,), "mean": (2,)}
+    weights = {name: torch.randn(shape) for name, shape in shapes.items()}
+    layers = Layers(weights)
+    state = layers.state_dict()
+    assert state.keys() == weights.keys()
+    assert all(torch.equal(state[name], w) for name, w in weights.items())
+    assert [list(y.shape) for y in layers(*layers.examples())] == [[1, 2, 1, 1], [1, 4]]
 
 
 def test_grids_are_small_and_programs_exist() -> None:
