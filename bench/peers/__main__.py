@@ -1,6 +1,6 @@
 """Peers side by side: the same public networks, the same test sets, real files.
 
-    python -m bench.peers [--networks ResNet-20 …] [--peers NNCodec …] [--write docs/results] [--timeout 1800]
+    python -m bench.peers [--networks ResNet-20 …] [--peers NNCodec …] [--write docs/results] [--recorded]
 
     checkpoint ─► by_NAME.py, in .bench/NAME ─► files of the tool     ─► bytes
                                              └► dense.safetensors     ─► bitbook's evaluation
@@ -69,10 +69,15 @@ class Records:
             file.write(json.dumps(asdict(row)) + "\n")
 
 
+def recorded(network: Network, peers: Sequence[Peer], records: Records) -> list[Row]:
+    """All rows of a network, the float one first, as far as they are recorded."""
+    return [records.rows.get(row.key) or _failed(row, "not measured yet") for row in _wanted(network, peers)]
+
+
 def measure(network: Network, peers: Sequence[Peer], records: Records, timeout: float) -> list[Row]:
     """All rows of a network, the float one first; what is recorded is taken from there."""
-    float_row = Row(network.name, FLOAT, "", {})
-    wanted = [float_row, *(row for peer in peers for row in _rows(network, peer))]
+    wanted = _wanted(network, peers)
+    float_row = wanted[0]
     if all(row.key in records.rows for row in wanted):
         return [records.rows[row.key] for row in wanted]
     try:
@@ -104,6 +109,10 @@ def measure(network: Network, peers: Sequence[Peer], records: Records, timeout: 
             )
         found += [failures.get(row.key) or records.rows[row.key] for row in rows]
     return found
+
+
+def _wanted(network: Network, peers: Sequence[Peer]) -> list[Row]:
+    return [Row(network.name, FLOAT, "", {}), *(row for peer in peers for row in _rows(network, peer))]
 
 
 def _rows(network: Network, peer: Peer) -> list[Row]:
@@ -160,11 +169,17 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="peers.md, peers.csv and figures")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for all settings of a peer on a network")
+    parser.add_argument("--recorded", action="store_true", help="measure nothing, write what is recorded")
     options = parser.parse_args()
     torch.set_num_threads(1)
     records = Records(ENVIRONMENTS / "results.jsonl")
     peers = [PEERS[name] for name in options.peers]
-    rows = {name: measure(NETWORKS[name], peers, records, options.timeout) for name in options.networks}
+    rows = {
+        name: recorded(NETWORKS[name], peers, records)
+        if options.recorded
+        else measure(NETWORKS[name], peers, records, options.timeout)
+        for name in options.networks
+    }
     for name, own in rows.items():
         print("\n".join([f"\n{name}", *report.table(NETWORKS[name], own)]))
     if options.write:

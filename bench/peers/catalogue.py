@@ -24,7 +24,6 @@ class Peer(NamedTuple):
     """By network."""
 
 
-CONVOLUTIONAL = ("ResNet-20", "ResNet-8")
 # What the programs share; where torch's folder has them, nothing is installed.
 _SHARED = ("safetensors==0.8.0", "packaging")
 
@@ -42,9 +41,18 @@ def own_version() -> str:
 
 
 def _grid(
-    small: Sequence[Setting], large: Sequence[Setting], stories: Sequence[Setting]
+    resnet20: Sequence[Setting],
+    resnet44: Sequence[Setting],
+    stories: Sequence[Setting],
+    resnet8: Sequence[Setting] | None = None,
 ) -> dict[str, Sequence[Setting]]:
-    return {**dict.fromkeys(CONVOLUTIONAL, small), "ResNet-44": large, "stories260K": stories}
+    """By network; a ResNet-8 gets what a ResNet-20 does, if nothing else."""
+    return {
+        "ResNet-20": resnet20,
+        "ResNet-44": resnet44,
+        "ResNet-8": resnet20 if resnet8 is None else resnet8,
+        "stories260K": stories,
+    }
 
 
 def _everywhere(*settings: Setting, large: Sequence[int]) -> dict[str, Sequence[Setting]]:
@@ -78,6 +86,7 @@ PEERS = {
                 [{"step": step} for step in (0.4, 0.6, 0.8, 1.0)],
                 [{"step": step} for step in (0.6, 0.9)],
                 [{"step": step} for step in (0.05, 0.08, 0.11, 0.15, 0.2)],
+                [{"step": step} for step in (0.15, 0.25, 0.35, 0.5)],
             ),
         ),
         Peer(
@@ -89,6 +98,7 @@ PEERS = {
                 [{"step": step, "examples": 500, "trellis": True} for step in (0.5, 0.7, 0.9, 1.2)],
                 [{"step": step, "examples": 500, "trellis": True} for step in (0.7, 1.0)],
                 [{"step": step, "examples": 100, "trellis": True} for step in (0.05, 0.08, 0.11, 0.15, 0.2)],
+                [{"step": step, "examples": 500, "trellis": True} for step in (0.2, 0.3, 0.45, 0.65)],
             ),
         ),
         Peer(
@@ -182,6 +192,7 @@ PEERS = {
                 [{"qp": qp} for qp in (-28, -26, -24, -22, -20, -19)],
                 [{"qp": qp} for qp in (-26, -23, -20)],
                 [{"qp": qp} for qp in (-30, -28, -26, -24, -22, -21)],
+                [{"qp": qp} for qp in (-34, -32, -30, -28, -26, -24)],
             ),
         ),
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bench.peers import __main__ as bench
 from bench.peers import environments, report
-from bench.peers.__main__ import Records, Row, measure
+from bench.peers.__main__ import Records, Row, measure, recorded
 from bench.peers.catalogue import PEERS, Peer
 from bench.peers.environments import shown
 from bench.peers.job import Layers
@@ -86,6 +86,8 @@ def test_peers_are_measured_once(network: Network, peer: Peer, tmp_path: Path, m
     assert again[:3] == [float_row, *rows[:2]]
     assert again[3].reason == "gone"
     assert json.loads(asked[0])["settings"] == [{"bits": 1}]
+
+    assert [row.reason for row in recorded(network, [peer], kept)] == ["", "", "", "not measured yet"]
 
     newer = peer._replace(version="1.1", settings={"fake": [{"bits": 4}]})
     assert measure(network, [newer], kept, timeout=60)[1].reason == "gone"  # another version is another tool
