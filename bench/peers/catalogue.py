@@ -1,4 +1,4 @@
-"""The peers: what to install, and a few settings of each, from many bytes to few."""
+"""The peers: what to install, and a few settings of each."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ PEERS = {
             own_version(),
             (),
             _grid(
-                [{"step": step} for step in (0.4, 0.6, 0.8, 1.0)],
-                [{"step": step} for step in (0.6, 0.9)],
+                [{"step": step} for step in (0.6, 0.4, 0.3, 0.2)],
+                [{"step": step} for step in (0.3, 0.5)],
                 [{"step": step} for step in (0.05, 0.08, 0.11, 0.15, 0.2)],
                 [{"step": step} for step in (0.15, 0.25, 0.35, 0.5)],
             ),
@@ -95,7 +95,7 @@ PEERS = {
             own_version(),
             (),
             _grid(
-                [{"step": step, "examples": 500, "trellis": True} for step in (0.5, 0.7, 0.9, 1.2)],
+                [{"step": step, "examples": 500, "trellis": True} for step in (0.9, 0.7, 0.5)],
                 [{"step": step, "examples": 500, "trellis": True} for step in (0.7, 1.0)],
                 [{"step": step, "examples": 100, "trellis": True} for step in (0.05, 0.08, 0.11, 0.15, 0.2)],
                 [{"step": step, "examples": 500, "trellis": True} for step in (0.2, 0.3, 0.45, 0.65)],
