@@ -59,12 +59,13 @@ class Layers(nn.Module):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.layer_names = []
+        self.layer_names, self._shapes = [], []
         for name, w in weights.items():
             path, _, leaf = name.rpartition(".")
             if leaf == "weight" and w.ndim in (2, 4):
                 _put(self, path, _layer(w, weights.get(f"{path}.bias")))
                 self.layer_names.append(path)
+                self._shapes.append(w.shape)
         for name, w in weights.items():
             path, _, leaf = name.rpartition(".")
             if path not in self.layer_names:
@@ -78,8 +79,7 @@ class Layers(nn.Module):
 
     def examples(self) -> tuple[Tensor, ...]:
         """Inputs that `forward` takes."""
-        sizes = [self.get_parameter(f"{name}.weight").shape for name in self.layer_names]
-        return tuple(torch.zeros(1, *s[1:]) if len(s) == 4 else torch.zeros(1, s[1]) for s in sizes)
+        return tuple(torch.zeros(1, *shape[1:]) for shape in self._shapes)
 
 
 def _layer(w: Tensor, bias: Tensor | None) -> nn.Module:
