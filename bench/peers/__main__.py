@@ -160,7 +160,8 @@ def run_program(python: Path, program: Path, job: Path, timeout: float, variable
         result = subprocess.run([python, program, job], capture_output=True, text=True, env=variables, timeout=timeout)
     except subprocess.TimeoutExpired:
         return f"not done after {timeout:g} seconds"
-    return last_line(result.stderr) or f"it ended with exit status {result.returncode}"
+    said = last_line(result.stderr) if result.returncode > 0 else ""  # what a signal ends says nothing of it
+    return said or f"it ended with exit status {result.returncode}"
 
 
 def main() -> None:

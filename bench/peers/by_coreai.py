@@ -35,7 +35,10 @@ def compress(task: Task) -> Made:
     config = palettization.KMeansPalettizerConfig(
         global_config=module_config(task.setting, task.setting["bits"]),
         module_name_configs={
-            name.removesuffix(".weight"): module_config(task.setting, task.bits(name)) for name in task.ends
+            name.removesuffix(".weight"): module_config(
+                {"bits": 8} if "ends" in task.setting else task.setting, task.bits(name)
+            )
+            for name in task.ends
         },
     )
     palettizer = palettization.KMeansPalettizer(layers, config)

@@ -69,7 +69,7 @@ _PALETTES = _everywhere(
     {"bits": 4, "ends": 8},
     {"bits": 4, "group": 16},
     {"bits": 4, "table": 8},
-    {"bits": 8, "dim": 2, "table": 8},
+    {"bits": 8, "dim": 2, "table": 8, "ends": 8},  # 256 pairs are more than some first layers have
     {"bits": 6, "dim": 2},
     large=(0, 1, 4),
 )
