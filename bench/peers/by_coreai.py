@@ -7,6 +7,7 @@ it, in float16.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,32 @@ from safetensors.torch import load_file, save_file
 
 opt: Any = importlib.import_module("coreai_opt")
 palettization: Any = importlib.import_module("coreai_opt.palettization")
+spec: Any = importlib.import_module("coreai_opt.palettization.spec")
 coreai_torch: Any = importlib.import_module("coreai_torch")
 
 
-def module_config(setting: Any, bits: int) -> Any:
-    spec = {"n_bits": bits, "cluster_dim": setting.get("dim", 1)}
+def module_config(setting: Mapping[str, Any], bits: int) -> Any:
+    """`group`: channels that share a table, 0 for all; `dim`: coordinates of an entry; `table`: its bits, if fewer."""
+    parts: dict[str, Any] = {"n_bits": bits, "cluster_dim": setting.get("dim", 1)}
+    if setting.get("group"):
+        parts["granularity"] = spec.PerGroupedChannelGranularity(group_size=setting["group"])
     if setting.get("table") == 8:
-        spec["lut_qspec"] = importlib.import_module("coreai_opt.quantization.spec").QuantizationSpec(dtype=torch.int8)
-    weight = palettization.PalettizationSpec(**spec)
+        parts["lut_qspec"] = importlib.import_module("coreai_opt.quantization.spec").QuantizationSpec(dtype=torch.int8)
     return palettization.ModuleKMeansPalettizerConfig(
-        op_state_spec={"weight": weight}, enable_fast_kmeans_mode=setting.get("dim", 1) == 1
+        op_state_spec={"weight": palettization.PalettizationSpec(**parts)},
+        enable_fast_kmeans_mode=parts["cluster_dim"] == 1,
     )
+
+
+def exceptions(task: Task) -> dict[str, Any]:
+    """First and last layers with bits of their own, and one table for all rows where groups do not divide them."""
+    found = {}
+    for name in task.names(2, 4):
+        if name in task.ends and "ends" in task.setting:
+            found[name.removesuffix(".weight")] = module_config({}, task.bits(name))
+        elif len(task.weights[name]) % task.setting.get("group", 1):
+            found[name.removesuffix(".weight")] = module_config({**task.setting, "group": 0}, task.bits(name))
+    return found
 
 
 def compress(task: Task) -> Made:
@@ -34,12 +50,7 @@ def compress(task: Task) -> Made:
     layers = Layers({n: w for n, w in task.weights.items() if n in names})
     config = palettization.KMeansPalettizerConfig(
         global_config=module_config(task.setting, task.setting["bits"]),
-        module_name_configs={
-            name.removesuffix(".weight"): module_config(
-                {"bits": 8} if "ends" in task.setting else task.setting, task.bits(name)
-            )
-            for name in task.ends
-        },
+        module_name_configs=exceptions(task),
     )
     palettizer = palettization.KMeansPalettizer(layers, config)
     palettizer.prepare(layers.examples())
