@@ -160,7 +160,7 @@ def draw(network: Network, rows: Sequence[Row], path: Path) -> None:
             ax.plot(sizes, losses, color=color, marker=marker, label=tool, markeredgecolor="white", markeredgewidth=0.5)
         for loss in network.allowed:
             ax.axhline(loss, color="#c4c4c4", lw=0.7, ls=":", zorder=0)
-        plots.byte_axis(ax, [row.bytes for row in rows[1:] if row.bytes])
+        plots.byte_axis(ax, [row.bytes for row in rows[1:] if row.bytes] or [rows[0].bytes or 1])
         ax.set_yscale("log")
         unit = "points of accuracy" if network.unit == "%" else "nats a token"
         ax.set_ylabel(f"loss on test, {unit}")
