@@ -12,7 +12,7 @@ FIND_TORCH := import pathlib, torch; \
 	print(pathlib.Path(torch.__file__).parents[1])
 
 .DELETE_ON_ERROR:
-.PHONY: help setup study results headline entropy family test test-slow bench clean
+.PHONY: help setup study results headline entropy family peers test test-slow bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ entropy: ## every trained file at fixed width and entropy-coded, and docs/result
 family: ## every quantizer at equal bytes, on MNIST and a ResNet-20 (BITBOOK_DATA), and docs/results/family.md
 	$(MAKE) study DATASET=family
 	$(PY) -m bitbook.study.family runs/family docs/results
+
+peers: $(STAMP) ## other tools on the same public networks (BITBOOK_DATA), each installed in .bench/, and docs/results/peers.md
+	$(PY) -m bench.peers --write docs/results
 
 test: $(STAMP) ## lint, format check, types, and the quick tests
 	$(PY) -m ruff check

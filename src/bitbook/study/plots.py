@@ -107,7 +107,7 @@ def size_accuracy(
     if not points:
         raise StudyError("there is nothing to draw: no points")
     lines, reference, best = curves(points), float_point(points), front(points)
-    with _figure(path, panels or panelled(points), title or str(points[0].group)) as axes:
+    with figure(path, panels or panelled(points), title or str(points[0].group)) as axes:
         first = next(iter(axes.values()))
         for methods, ax in axes.items():
             once = "" if ax is first else "_"  # matplotlib leaves names with an underscore out of the legend
@@ -119,7 +119,7 @@ def size_accuracy(
                 ax.axhline(reference.test.mean, color=_GREY, ls="--", lw=0.9, zorder=1, label=f"{once}float32")
             for i, method in enumerate(methods):
                 _curve(ax, lines[method], i, connected=method != "source")
-        _byte_axis(first, [size for p in points for size in p.sizes])
+        byte_axis(first, [size for p in points for size in p.sizes])
         if not linear:
             _error_axis(first, [p.test.mean for p in points])
         for ax in axes.values():
@@ -149,14 +149,14 @@ def difference_plot(points: Iterable[Point], path: str | Path, *, against: str |
         if row.method not in methods:
             methods.append(row.method)
     heading = title or f"Fused minus {against or 'float centroids'} at equal bytes: {points[0].group}"
-    with _figure(path, panels, heading) as axes:
+    with figure(path, panels, heading) as axes:
         for methods, ax in axes.items():
             ax.axhline(0, color=_GREY, lw=0.9, zorder=1)
             for i, method in enumerate(methods):
                 _differences(ax, [row for row in rows if row.method == method], i)
             ax.legend(loc="best", fontsize=6.5, handlelength=1.6)
         first = next(iter(axes.values()))
-        _byte_axis(first, [row.bytes for row in rows])
+        byte_axis(first, [row.bytes for row in rows])
         bounds = [bound for row in rows for bound in (row.difference, row.low, row.high) if math.isfinite(bound)]
         if max(map(abs, bounds)) > 10:  # losses of half the accuracy must not hide differences of half a point
             first.set_yscale("symlog", linthresh=1, linscale=1)
@@ -194,7 +194,7 @@ def _differences(ax: Any, rows: Sequence[EqualBytes], index: int) -> None:
 
 
 @contextmanager
-def _figure(path: str | Path, panels: Mapping[str, list[str]], title: str) -> Iterator[dict[Any, Any]]:
+def figure(path: str | Path, panels: Mapping[str, list[str]], title: str) -> Iterator[dict[Any, Any]]:
     """One axes for each panel, keyed by its methods, and a saved file at the end."""
     matplotlib = optional_import("matplotlib", "study")
     figure_module = optional_import("matplotlib.figure", "study")
@@ -224,7 +224,8 @@ def _legend(ax: Any) -> None:
     ax.legend(loc="best", fontsize=6.5, handlelength=1.6, borderaxespad=0.2, labelspacing=0.3)
 
 
-def _byte_axis(ax: Any, sizes: Sequence[float]) -> None:
+def byte_axis(ax: Any, sizes: Sequence[float]) -> None:
+    """A logarithmic axis around these sizes, with ticks in bytes."""
     low, high = min(sizes) / 1.15, max(sizes) * 1.15
     ax.set_xscale("log")
     ax.set_xlim(low, high)
