@@ -32,6 +32,8 @@ from bitbook.quantizer import Quantized as Quantized
 from bitbook.quantizer import Quantizer as Quantizer
 from bitbook.quantizer import quantize as quantize
 from bitbook.rate.encoding import quantize_priced as quantize_priced
+from bitbook.rate.finetuning import FineTuning as FineTuning
+from bitbook.rate.finetuning import finetune as finetune
 from bitbook.rate.pricing import Pricing as Pricing
 from bitbook.rate.training import RateTraining as RateTraining
 from bitbook.rate.training import Trained as Trained

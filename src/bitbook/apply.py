@@ -170,6 +170,12 @@ def quantize_dense(artifact: Artifact, plan: Plan) -> Artifact:
     return Artifact(tensors, artifact.inputs, artifact.aliases)
 
 
+def with_dense(artifact: Artifact, model: nn.Module) -> Artifact:
+    """The artifact with everything that is not quantized as a plain `model`, restored from it, has it by now."""
+    quantized = {name: tensor for name, tensor in artifact.tensors.items() if isinstance(tensor, Quantized)}
+    return Artifact({**freeze(model).tensors, **quantized}, artifact.inputs, artifact.aliases)
+
+
 @torch.no_grad()
 def restore(artifact: Artifact, model: nn.Module) -> nn.Module:
     """Copy an artifact's tensors into a plain `model` and quantize its inputs as the artifact says.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from bitbook.data import Moves, move_images
+from bitbook.data import Moves, crop_images, move_images
 from bitbook.errors import PlanError
 
 
@@ -72,3 +72,17 @@ def test_what_cannot_be_moved_is_refused() -> None:
         Moves(rotation=-1.0)
     with pytest.raises(PlanError, match="below 1"):
         Moves(scale=1.0)
+
+
+def test_crops_are_whole_pixels_and_mirrors(generator: Generator) -> None:
+    x = torch.arange(2 * 3 * 4).float().reshape(1, 2, 3, 4).expand(300, -1, -1, -1) + 1
+    background = torch.tensor([-1.0, -2.0])
+    found = crop_images(x.flatten(1), (2, 3, 4), 1, mirror=True, background=background, generator=generator)
+    padded = torch.nn.functional.pad(x[0] - background[:, None, None], (1,) * 4) + background[:, None, None]
+    crops = [padded[:, i : i + 3, j : j + 4] for i in range(3) for j in range(3)]
+    expected = {tuple(image.flatten().tolist()) for crop in crops for image in (crop, crop.flip(-1))}
+    assert {tuple(row) for row in found.tolist()} == expected
+    still = crop_images(x, (2, 3, 4), 0, generator=generator)
+    assert torch.equal(still, x)
+    with pytest.raises(PlanError, match=r"images of \(2, 3, 4\) are not 1 × 3 × 4"):
+        crop_images(x, (1, 3, 4), generator=generator)

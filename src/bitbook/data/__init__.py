@@ -11,6 +11,7 @@ from bitbook.data.dataset import split as split
 from bitbook.data.digits import load_digits as load_digits
 from bitbook.data.mnist import load_mnist as load_mnist
 from bitbook.data.moves import Moves as Moves
+from bitbook.data.moves import crop_images as crop_images
 from bitbook.data.moves import move_images as move_images
 from bitbook.data.stories import load_stories as load_stories
 from bitbook.errors import DataError

@@ -27,6 +27,8 @@ SIDE = 32
 PIXELS = 3 * SIDE * SIDE
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of red, green and blue in [0, 1]: ImageNet's, with which the public networks for CIFAR-10 were trained."""
+BLACK = tuple(-mean / deviation for mean, deviation in zip(MEAN, DEVIATION, strict=True))
+"""What they saw beyond the edges of images that were moved."""
 
 _HEADER = 1024  # bytes that the header of an array may take
 

@@ -55,3 +55,38 @@ def move_images(
     images = x.reshape(n, 1, side, side) - background  # outside are zeros
     grid = F.affine_grid(maps, [n, 1, side, side], align_corners=False)
     return F.grid_sample(images, grid, align_corners=False).reshape(n, features) + background
+
+
+def crop_images(
+    x: Float[Tensor, "n *image"],
+    shape: tuple[int, int, int],
+    margin: int = 4,
+    *,
+    mirror: bool = False,
+    background: float | Float[Tensor, " channels"] = 0.0,
+    generator: Generator,
+) -> Float[Tensor, "n *image"]:
+    """Move images by whole pixels, as networks for CIFAR-10 are trained (He et al. 2016, section 4.2).
+
+    Args:
+        x: images, flattened or not.
+        shape: channels, rows and columns of one.
+        margin: pixels by which it moves at most, each way.
+        mirror: whether every other image, by chance, is mirrored left to right.
+        background: what comes in from outside, of all channels or of each.
+        generator: of where each image goes.
+
+    Raises `PlanError` where the images have another size.
+    """
+    n, (channels, rows, cols) = len(x), shape
+    if math.prod(x.shape[1:]) != channels * rows * cols:
+        raise PlanError(f"images of {tuple(x.shape[1:])} are not {channels} × {rows} × {cols}")
+    outside = torch.as_tensor(background, dtype=x.dtype).reshape(-1, 1, 1)
+    padded = F.pad(x.reshape(n, *shape) - outside, (margin,) * 4) + outside
+    down, right = torch.randint(2 * margin + 1, (2, n, 1), generator=generator)
+    across = torch.arange(cols).expand(n, cols)
+    if mirror:
+        across = torch.where(torch.rand(n, 1, generator=generator) < 0.5, cols - 1 - across, across)
+    i, j = torch.arange(rows) + down, across + right  # (n, rows), (n, cols)
+    images = padded[torch.arange(n)[:, None, None], :, i[:, :, None], j[:, None, :]]  # (n, rows, cols, channels)
+    return images.permute(0, 3, 1, 2).reshape(x.shape)

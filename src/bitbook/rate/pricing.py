@@ -12,6 +12,7 @@ what survives lies together, where a coder with contexts needs the fewest bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -87,6 +88,12 @@ class Pricing:
     def bits(self) -> float:
         """Bits of all priced weights at the last count."""
         return sum(p.rates.bits for p in self._priced) + sum(codebook.bits for codebook in self._codebooks)
+
+    @property
+    def weights(self) -> int:
+        """How many weights have a price."""
+        sources = (*self._sources, *(codebook.source for codebook in self._codebooks))
+        return sum(math.prod(source.shape) for source in sources)
 
     @torch.no_grad()
     def add(self) -> None:

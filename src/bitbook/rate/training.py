@@ -133,7 +133,7 @@ def train(
             quantize_(copied, plan, options=options, regime=regime, generator=generator)
         pricing = _run(copied, x, y, targets, training, price, generator, epochs, after_epoch)
         if budget is not None:
-            _squeeze(copied, pricing, budget)
+            squeeze(pricing, budget, lambda: _size(copied))
         artifact = freeze(copied)
         return Trained(artifact, copied, price, tuple(epochs), len(to_bytes(artifact)[0]))
 
@@ -162,7 +162,7 @@ def _search(trained_at: Callable[[float], Trained], budget: int) -> Trained:
     smallest = min(found, key=lambda result: result.bytes)
     raise BudgetError(
         f"no file of {budget} bytes after {len(smallest.epochs)} epochs; the smallest has {smallest.bytes}, at λ "
-        f"{smallest.lam:.2g}. {_heaviest(smallest.artifact)} Plan a quantizer for what is dense, use a smaller model, "
+        f"{smallest.lam:.2g}. {heaviest(smallest.artifact)} Plan a quantizer for what is dense, use a smaller model, "
         "or train longer"
     )
 
@@ -199,7 +199,7 @@ def _run(
 ) -> Pricing:
     """One training from the first step to the last; returns the pricing as it ended."""
     model.train()
-    side, rest = _parameters(model)
+    side, rest = trained_parameters(model)
     groups = [{"params": rest, "lr": training.lr}, {"params": side, "lr": training.side_lr}]
     optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=not x.is_meta)
     first_rates = [group["lr"] for group in optimizer.param_groups]
@@ -231,13 +231,16 @@ def _run(
     return pricing
 
 
-def _squeeze(model: nn.Module, pricing: Pricing, budget: int) -> None:
-    """Take the last percents of a file that is hardly too large by choosing cheaper codes, the least useful first."""
-    size = _size(model)
+def squeeze(pricing: Pricing, budget: int, size_of: Callable[[], int], most: float = _SQUEEZED) -> None:
+    """Take the last percents of a file that is hardly too large by choosing cheaper codes, the least useful first.
+
+    A file of more than `most` times the budget is left alone.
+    """
+    size = size_of()
     weight = 1e-6
-    while budget < size <= _SQUEEZED * budget and weight < 1:
+    while budget < size <= most * budget and weight < 1:
         pricing.encode_(weight)
-        size, weight = _size(model), 1.5 * weight
+        size, weight = size_of(), 1.5 * weight
 
 
 def _answers(teacher: Tensor | nn.Module, x: Tensor) -> Tensor:
@@ -255,7 +258,7 @@ def _answers(teacher: Tensor | nn.Module, x: Tensor) -> Tensor:
     return teacher_logits.softmax(1)
 
 
-def _parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def trained_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The parameters of side tensors, and all others that train."""
     side = {
         id(parameter)
@@ -271,7 +274,7 @@ def _size(model: nn.Module) -> int:
     return len(to_bytes(freeze(model))[0])
 
 
-def _heaviest(artifact: Artifact) -> str:
+def heaviest(artifact: Artifact) -> str:
     """What takes most of a file that came out too large."""
     sizes = to_bytes(artifact)[1].by_tensor()
     largest = sorted(sizes, key=lambda name: -sizes[name])[:3]

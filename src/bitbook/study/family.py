@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from bitbook.apply import compress, freeze, quantize_, quantize_dense, restore
+from bitbook.apply import compress, freeze, quantize_, quantize_dense, restore, with_dense
 from bitbook.artifact import Artifact
 from bitbook.batchnorm import absorb_statistics, fixed_statistics, normalisations, shift_statistics
 from bitbook.data import Split
@@ -37,7 +37,7 @@ from bitbook.loop import Training, run_epochs
 from bitbook.models import build_model, pretrained_resnet
 from bitbook.plan import Plan
 from bitbook.qat import Regime
-from bitbook.quantizer import FitOptions, Quantized, Quantizer
+from bitbook.quantizer import FitOptions, Quantizer
 from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.leaves import Float, Integer
 from bitbook.scalar.pruned import Pruned
@@ -417,9 +417,7 @@ def finished(cell: Mapping[str, Any], artifact: Artifact, model: nn.Module, cali
         shift_statistics(plain, model, calibration)
     if cell["dense"] and normalisations(plain):
         absorb_statistics(plain)
-    weights = {name: tensor for name, tensor in artifact.tensors.items() if isinstance(tensor, Quantized)}
-    whole = Artifact({**freeze(plain).tensors, **weights}, artifact.inputs, artifact.aliases)
-    return quantize_dense(whole, Plan.from_json(cell["dense"]))
+    return quantize_dense(with_dense(artifact, plain), Plan.from_json(cell["dense"]))
 
 
 # --- the document
