@@ -30,7 +30,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from bitbook.apply import freeze
 from bitbook.budget.candidates import MATRIX_KINDS, coded_size, encode
@@ -41,6 +41,7 @@ from bitbook.data import IGNORED, Split, crop_images
 from bitbook.data.cifar import BLACK
 from bitbook.errors import PlanError
 from bitbook.models import build_model
+from bitbook.outputs import Categorical
 from bitbook.quantizer import quantize
 from bitbook.scalar.leaves import Integer
 from bitbook.study.storage import canonical_json
@@ -49,6 +50,7 @@ from bitbook.study.trial import load_parts, measure_file
 Cell = Mapping[str, Any]
 FLOAT, ALLOCATED, EQUAL, PROBE, TRUST = "float", "allocated", "equal bits", "one tensor", "trust"
 _BATCH = 250  # examples that are evaluated at once
+_TOGETHER = 50  # sequences, for their predictions are many
 _PROBED_KIND = "trellis"
 
 
@@ -144,8 +146,8 @@ def _cell(network: Network, method: str, seed: int, **more: Any) -> dict[str, An
 def run_trial(cell: Cell) -> dict[str, Any]:
     """Run one cell.
 
-    The result is that of `trial.run_trial`, with a `report` of what was chosen; of probes and trusts it is what was
-    found, without a file.
+    The result is that of `trial.run_trial`, with a `report` of what was chosen and the `divergence` of the file on the
+    examples held out; of probes and trusts it is what was found, without a file.
     """
     clock = time.perf_counter
     began = clock()
@@ -156,6 +158,7 @@ def run_trial(cell: Cell) -> dict[str, Any]:
     if method == TRUST:
         return {**compared_trusts(cell, data), "seconds": {"start": 0.0, "fit": clock() - began, "evaluate": 0.0}}
     report: dict[str, Any] = {}
+    held_out = 0.0
     if method == FLOAT:
         artifact, started = freeze(build_model(cell["model"], seed=0)), clock()
     else:
@@ -163,12 +166,14 @@ def run_trial(cell: Cell) -> dict[str, Any]:
         started = clock()
         found = fit.to_size(cell["budget"], cell["rounds"]) if method == ALLOCATED else fit.evenly(cell["bits"])
         artifact, report = found.artifact, {"trust": fit.trust, **summary(found.report)}
+        held_out = divergence(fit.restored(artifact), fit.reference, data.val_x)
     ended = clock()
     measured = measure_file(artifact, cell["model"], dataset, data, batch=_BATCH)
     if data.val_y.dim() > 1:  # bits for each of some hundred thousand tokens, which nothing compares one by one
         del measured["correct"]
     return {
         **measured,
+        "divergence": held_out,
         "report": report,
         "seconds": {"start": started - began, "fit": ended - started, "evaluate": clock() - ended},
     }
@@ -189,6 +194,13 @@ def summary(report: Report) -> dict[str, Any]:
         ],
         "dense": dict(report.dense),
     }
+
+
+@torch.no_grad()
+def divergence(model: nn.Module, reference: nn.Module, x: Tensor) -> float:
+    """Kullback–Leibler divergence from the reference's predictions, per prediction, in nats."""
+    found = [Categorical().divergence(model(part), reference(part)) for part in x.split(_TOGETHER)]
+    return float(sum(total.sum.double() for total in found)) / sum(total.predictions for total in found)
 
 
 def calibration_inputs(cell: Cell, data: Split, shape: tuple[int, ...]) -> Tensor:
