@@ -12,7 +12,7 @@ FIND_TORCH := import pathlib, torch; \
 	print(pathlib.Path(torch.__file__).parents[1])
 
 .DELETE_ON_ERROR:
-.PHONY: help setup study results headline entropy family test test-slow bench clean
+.PHONY: help setup study results headline entropy family networks test test-slow bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ entropy: ## every trained file at fixed width and entropy-coded, and docs/result
 family: ## every quantizer at equal bytes, on MNIST and a ResNet-20 (BITBOOK_DATA), and docs/results/family.md
 	$(MAKE) study DATASET=family
 	$(PY) -m bitbook.study.family runs/family docs/results
+
+networks: ## what a byte budget costs on public networks (BITBOOK_DATA), and docs/results/networks.md
+	$(MAKE) study DATASET=networks
+	$(PY) -m bitbook.study.networks_document runs/networks docs/results
 
 test: $(STAMP) ## lint, format check, types, and the quick tests
 	$(PY) -m ruff check
