@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -84,9 +85,9 @@ def weights(shape: tuple[int, ...], pool: torch.Tensor, g: torch.Generator) -> t
     return w
 
 
-def measured(arguments: Sequence[str]) -> tuple[float, int, int, str]:
-    """Seconds, the most that all processes held, the most that one held, and what the command said."""
-    start = time.perf_counter()
+def measured(arguments: Sequence[str]) -> tuple[float, float, int, int, str]:
+    """Seconds by the clock and of processors; the most that all processes held, and one; what the command said."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     whole = most = 0
     with subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], stdout=subprocess.PIPE, text=True) as command:
         root = psutil.Process(command.pid)
@@ -102,7 +103,9 @@ def measured(arguments: Sequence[str]) -> tuple[float, int, int, str]:
         said = command.stdout.read() if command.stdout else ""
     if command.returncode:
         raise SystemExit(f"{arguments[0]} failed")
-    return time.perf_counter() - start, whole, most, said
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - start, spent, whole, most, said
 
 
 def check(source: Path, plain: Path) -> None:
@@ -138,21 +141,21 @@ def main() -> None:
         workers = ["--workers", str(options.workers)]
         print(f"{size:,} bytes, largest tensor as float32 {largest:,}, import bitbook {base / 1e6:.0f} MB")
         print(f"bound above it: {(3 * largest + 300e6) / 1e6:,.0f} MB, and an interpreter for each worker")
-        row = "{:12} {:>8} {:>12} {:>22} {:>22} {:>14}"
-        print(row.format("", "seconds", "MB/s", "all above import, MB", "one above import, MB", "bits"))
+        row = "{:12} {:>8} {:>12} {:>6} {:>22} {:>22} {:>14}"
+        print(row.format("", "seconds", "CPU seconds", "MB/s", "all above import, MB", "one above import, MB", "bits"))
         commands = {
             "compress": ["compress", str(source), "--bits", str(options.bits), "-o", str(small), "--json", *workers],
             "decompress": ["decompress", str(small), "-o", str(plain), *workers],
         }
         for name, arguments in commands.items():
-            seconds, whole, most, said = measured(arguments)
+            seconds, spent, whole, most, said = measured(arguments)
             bits = f"{json.loads(said)['bits_per_quantized_weight']:.4f}" if name == "compress" else ""
             rate, above, one = (
                 f"{size / seconds / 1e6:.0f}",
                 f"{(whole - base) / 1e6:.0f}",
                 f"{(most - base) / 1e6:.0f}",
             )
-            print(row.format(name, f"{seconds:.1f}", rate, above, one, bits), flush=True)
+            print(row.format(name, f"{seconds:.1f}", f"{spent:.1f}", rate, above, one, bits), flush=True)
         check(source, plain)
         written = sum(path.stat().st_size for path in small.iterdir())
         print(f"{written:,} bytes, {size / written:.2f} times smaller; decompressed and checked")

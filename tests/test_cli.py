@@ -140,9 +140,24 @@ def test_calibration_is_the_api(trained: tuple[nn.Module, Path], folder: Path, d
     run(*given, "--data", "digits", "--calibrate", 200, "--lam", 1e-3)
     cheaper = bitbook.compress(model, bitbook.Plan(patterns), calibration=parts.train_x[:200], lam=1e-3)
     assert same_bytes(small, cheaper)
-    for wrong in ((), ("--data", "digits", "--epochs", 1), ("--data", "digits", "--budget", "4KB")):
+    for wrong in ((), ("--data", "digits", "--epochs", 1), ("--data", "digits", "--budget", "4KB", "--epochs", 1)):
         with pytest.raises(bitbook.errors.PlanError, match="--calibrate needs --data, and is instead of training"):
             run(*given, "--calibrate", 20, *wrong)
+
+
+def test_a_budget_without_training_is_the_api(trained: tuple[nn.Module, Path], folder: Path, digits: Dataset) -> None:
+    model, weights = trained
+    small = folder / "fitted.safetensors"
+    given = ("compress", "--model", MODEL, "--weights", weights, "--data", "digits", "-o", small)
+    said = run(*given, "--budget", "1.2KB", "--time", "10m")
+    assert small.stat().st_size <= 1200
+    assert "loss and bytes together" in said and "test: accuracy" in said and "nats per prediction" in said
+    parts = bitbook.data.split(digits, len(digits.train_x) // 10)
+    assert same_bytes(small, bitbook.compress(model, budget=1200, data=(parts.train_x, parts.train_y)))
+    found = run_json(*given, "--bits", 6)
+    assert found["bytes"] == found["report"]["size"] <= found["report"]["budget"]
+    assert found["report"]["reached"] and {c["tensor"] for c in found["report"]["choices"]} >= {"fc1.weight"}
+    assert found["loss"]["test"]["after"] < found["loss"]["test"]["before"] + 0.2
 
 
 def test_training_and_evaluation_are_the_api(trained: tuple[nn.Module, Path], folder: Path, digits: Dataset) -> None:
@@ -225,7 +240,13 @@ EVALUATE = "evaluate small.safetensors --data digits --model"
         (f"{SMALL} --recipe Uniform(4) --epochs 3 --data digits --lr -1", "positive learning rate"),
         (f"{SMALL} --recipe Uniform(4) --epochs three", "--epochs"),
         (f"{SMALL} --budget 4KB", "need --data"),
-        (f"{SMALL} --budget 4KB --lam 1e-5 --data digits", "either lam"),
+        (f"{SMALL} --budget 4KB --lam 1e-5 --epochs 1 --data digits", "either lam"),
+        (f"{SMALL} --budget 4KB --lam 1e-5 --data digits", "--lam: without --epochs"),
+        (f"{SMALL} --budget 4KB --recipe Uniform(4) --batch 8 --data digits", "--recipe: without --epochs"),
+        (f"{SMALL} --bits 2 --max-drop 1 --data digits", "give one of budget"),
+        (f"{SMALL} --bits 2", "need --data"),
+        (f"{SMALL} --bits 2 --time 3y --data digits", "'3y' is no time"),
+        (f"{SMALL} --recipe Uniform(4) --time 3s", "--time and --finetune go with"),
         (f"{SMALL} --budget 4XB --data digits", "'4XB' is no size"),
         (f"{SMALL} --recipe Uniform(4) --distill", "--distill goes with"),
         (f"{SMALL} --recipe Uniform(4) --data digist", "no data set 'digist'; use digits"),

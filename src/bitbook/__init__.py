@@ -1,7 +1,7 @@
 """bitbook: small networks from bits (scalar quantization), codebooks (vector quantization), and their fusion."""
 
 from bitbook.apply import Coverage as Coverage
-from bitbook.apply import compress as compress
+from bitbook.apply import compress_by_plan as compress_by_plan
 from bitbook.apply import dequantize_ as dequantize_
 from bitbook.apply import freeze as freeze
 from bitbook.apply import load as load
@@ -12,9 +12,16 @@ from bitbook.artifact import Ledger as Ledger
 from bitbook.artifact import read as read
 from bitbook.artifact import read_ledger as read_ledger
 from bitbook.artifact import save as save
+from bitbook.budget.compress import compress as compress
+from bitbook.budget.compress import fit_budget as fit_budget
+from bitbook.budget.fit import Fit as Fit
+from bitbook.budget.fit import FitSettings as FitSettings
+from bitbook.budget.fit import Fitted as Fitted
+from bitbook.budget.report import Report as Report
 from bitbook.feedback import ErrorFeedback as ErrorFeedback
 from bitbook.feedback import FeedbackOptions as FeedbackOptions
 from bitbook.feedback import FeedbackReport as FeedbackReport
+from bitbook.fisher import fisher_diagonal as fisher_diagonal
 from bitbook.importance import row_energies as row_energies
 from bitbook.importance import second_moments as second_moments
 from bitbook.inputs import calibrate as calibrate
@@ -23,6 +30,8 @@ from bitbook.lattice.lattice import Lattice as Lattice
 from bitbook.loop import Training as Training
 from bitbook.loop import evaluate as evaluate
 from bitbook.loop import run_epochs as run_epochs
+from bitbook.outputs import Categorical as Categorical
+from bitbook.outputs import Gaussian as Gaussian
 from bitbook.plan import Activation as Activation
 from bitbook.plan import Plan as Plan
 from bitbook.qat import FakeQuantize as FakeQuantize

@@ -213,7 +213,7 @@ def restore(artifact: Artifact, model: nn.Module) -> nn.Module:
     return model
 
 
-def compress(
+def compress_by_plan(
     model: nn.Module,
     plan: Plan,
     *,

@@ -246,21 +246,35 @@ def test_a_folder_that_was_published_is_finished(shards: Path, tmp_path: Path, m
 
 
 def test_killed_at_any_time_the_same_command_goes_on(tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
     source, whole, small = (tmp_path / name for name in ("m.safetensors", "whole.safetensors", "s.safetensors"))
     g = torch.Generator().manual_seed(0)
     save_file({f"{i}": torch.randn(300, 300, generator=g) for i in range(12)}, source)
     compress_checkpoint(source, whole, bits=3, coder="Rans")
     code = (
-        "import sys, bitbook.checkpoints as c; from pathlib import Path\n"
-        "c.compress_checkpoint(sys.argv[1], sys.argv[2], bits=3, coder='Rans')"
+        "import sys, bitbook.checkpoints as c\n"
+        "engine = c.Processes(2) if sys.argv[3] == '2' else c.Here()\n"
+        "c.compress_checkpoint(sys.argv[1], sys.argv[2], bits=3, coder='Rans', engine=engine)"
     )
-    for wait in (1, 4):  # parts
-        with subprocess.Popen([sys.executable, "-c", code, str(source), str(small)], env=_environment()) as process:
+    for wait, workers in ((1, 1), (4, 2)):  # parts
+        command = [sys.executable, "-c", code, str(source), str(small), str(workers)]
+        with subprocess.Popen(command, env=_environment()) as process:
             while process.poll() is None and len(list(tmp_path.glob("s.safetensors.parts/*.part"))) < wait:
                 time.sleep(0.002)
+            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.send_signal(signal.SIGKILL)
+        assert not psutil.wait_procs(children, timeout=30)[1]  # workers end with it
     compress_checkpoint(source, small, bits=3, coder="Rans")
     assert small.read_bytes() == whole.read_bytes()
+
+
+def _die(_: int) -> int:
+    os._exit(9)
+
+
+def test_a_worker_that_dies_is_said() -> None:
+    with pytest.raises(CheckpointError, match="a worker process died, perhaps for lack of memory; the same command"):
+        list(Processes(2).run(_die, [1, 2], [1, 1], 10))
 
 
 def _environment() -> dict[str, str]:

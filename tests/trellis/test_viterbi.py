@@ -55,7 +55,7 @@ def test_segments_change_nothing(states: int, monkeypatch: pytest.MonkeyPatch) -
     w = np.random.default_rng(0).standard_normal(3000)
     costs = ladder_costs(w, np.ones(3000), PRICED)
     whole = best_path(3000, costs, states)
-    monkeypatch.setattr(viterbi, "_SEGMENT", 100)
+    monkeypatch.setattr(viterbi, "SEGMENT", 100)
     cut = best_path(3000, costs, states)
     assert (whole[0] == cut[0]).all() and whole[1] == cut[1]
 

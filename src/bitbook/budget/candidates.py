@@ -47,8 +47,9 @@ MATRIX_KINDS: Mapping[str, Kind] = {
     "scalar": Kind(RowScaled(ECSQ()), priced=True),
     "uniform, 3 bits": Kind(Uniform(3, _ROW, scale=Float("bfloat16")), options=FitOptions(range="mse")),
     "uniform, 4 bits": Kind(Uniform(4, _ROW, scale=Float("bfloat16")), options=FitOptions(range="mse")),
-    "vectors": Kind(Codebook(256, (1, 4), Float("bfloat16")), options=FitOptions(iterations=25)),
-    "fused vectors": Kind(Codebook(256, (1, 4), _FUSED), options=FitOptions(iterations=25)),
+    "vectors, along rows": Kind(Codebook(256, (1, 4), Float("bfloat16")), options=FitOptions(iterations=25)),
+    "fused vectors, along rows": Kind(Codebook(256, (1, 4), _FUSED), options=FitOptions(iterations=25)),
+    "fused vectors, down columns": Kind(Codebook(256, (4, 1), _FUSED), options=FitOptions(iterations=25)),
     "residual": Kind(
         Residual((Codebook(64, (1, 4), _FUSED), Codebook(64, (1, 4), _FUSED))), options=FitOptions(iterations=15)
     ),

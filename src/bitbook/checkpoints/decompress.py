@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bitbook.artifact.artifact import METADATA
-from bitbook.artifact.contents import DTYPES, Dense, File, Group, about, canonical
+from bitbook.artifact.contents import DTYPES, Dense, File, Group, canonical
 from bitbook.artifact.read import from_bytes, parse, read_coded
 from bitbook.artifact.span import Span
 from bitbook.artifact.write import whole
@@ -26,7 +26,7 @@ from bitbook.blocks import Shape
 from bitbook.checkpoints import slabs
 from bitbook.checkpoints.compress import AfterTensor, check_place
 from bitbook.checkpoints.engines import FREE, Engine, Here, Processes, cores
-from bitbook.checkpoints.source import index_extras, read_index
+from bitbook.checkpoints.source import index_extras, of_file, read_index
 from bitbook.coding.coder import Coder
 from bitbook.errors import CorruptArtifact, PlanError
 
@@ -127,7 +127,7 @@ def _write(
     source: Path, output: Path, dtype_of: Callable[[str], str], told: _Told
 ) -> tuple[Mapping[str, Any], Sequence[str]]:
     """Fill a file with the tensors of another; returns what is in it, and modules with quantized inputs."""
-    with about(source):
+    with of_file(source):
         data = Span.of(source)
         file = parse(data, None)
         aliases = file.plan.aliases

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for
 from typing import Protocol, TypeVar
 
 from bitbook.errors import CheckpointError, PlanError
@@ -55,7 +57,7 @@ class Processes:
         waiting = sorted(zip(memory, range(len(jobs)), strict=True), reverse=True)
         running: dict[Future[R], int] = {}
         context = multiprocessing.get_context("spawn")  # a fork would copy locks of torch's threads
-        pool = ProcessPoolExecutor(min(self.workers, max(len(jobs), 1)), context, initializer=_one_thread)
+        pool = ProcessPoolExecutor(min(self.workers, max(len(jobs), 1)), context, initializer=_begin)
         try:
             while waiting or running:
                 for size, i in list(waiting):
@@ -80,7 +82,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    """What a worker does first: keep to one thread, and see to it that it ends with the process that started it."""
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """After a kill −9, nobody tells workers to stop: they would wait for jobs, in their memory, for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for([parent.sentinel])
+        os._exit(1)

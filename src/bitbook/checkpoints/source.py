@@ -158,7 +158,7 @@ def read_shard(path: Path) -> Shard:
     """The header of one file; raises as `open_checkpoint`."""
     if not path.name.endswith(_SUFFIX):
         raise CorruptArtifact(f"{path}: a checkpoint is a {_SUFFIX} file, or a folder of them with an index")
-    with _of_file(path):
+    with of_file(path):
         text, data = split_header(Span.of(path))
         index = as_object(parse_json(text.rstrip(b" "), "the header"), "the header")
         extras = as_object(index.pop(METADATA, {}), METADATA)
@@ -193,7 +193,7 @@ def read_shard(path: Path) -> Shard:
 
 
 @contextmanager
-def _of_file(path: Path) -> Iterator[None]:
+def of_file(path: Path) -> Iterator[None]:
     """Say which file an error is about, and leave it the error that it is."""
     try:
         yield

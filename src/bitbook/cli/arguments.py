@@ -127,6 +127,12 @@ def held_out(dataset: Dataset, holdout: int | None) -> Split:
     return split(dataset, len(dataset.train_x) // 10 if holdout is None else holdout)
 
 
+def refuse(why: str, **options: object) -> None:
+    """Raise `PlanError` for options that were given and have no use here, and say why they have none."""
+    if given := [name for name, value in options.items() if value is not None]:
+        raise PlanError(f"{', '.join('--' + name.replace('_', '-') for name in given)}: {why}")
+
+
 def check_output(output: Path, *inputs: Path | None) -> None:
     """Refuse an output that would overwrite an input, or that cannot be written, before any work is done."""
     for path in inputs:

@@ -27,13 +27,6 @@ class Hooks(NamedTuple):
     after_tensor: Callable[[str, int], None] | None = None
 
 
-def refuse(**options: object) -> None:
-    """Raise `PlanError` for options that a checkpoint has no use for."""
-    if given := [name for name, value in options.items() if value is not None]:
-        named = ", ".join(f"--{name}" for name in given)
-        raise PlanError(f"{named}: a checkpoint is compressed without its model; leave that out, or pass --model")
-
-
 def compress_files(
     checkpoint: Path,
     output: Path,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
@@ -24,7 +23,9 @@ from bitbook.cli.arguments import (
     check_output,
     held_out,
     load_data,
+    refuse,
 )
+from bitbook.cli.budget import bytes_of
 from bitbook.cli.show import (
     Summary,
     bits_text,
@@ -62,7 +63,24 @@ def compress(
     ] = None,
     model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     bits: Annotated[
-        float | None, typer.Option(help="Of a checkpoint: bits per weight, such as 2.5, entropy-coded.")
+        float | None,
+        typer.Option(
+            help="Bits per weight, such as 2.5: of a checkpoint those of each tensor, of a model those of the whole "
+            "file, as with --budget."
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of a budget: percentage points of accuracy that may be lost on examples of --data that are "
+            "not calibrated on; gives the smallest file found."
+        ),
+    ] = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--time", help="With --budget, --bits or --max-drop: after how long nothing more is tried: 90s, 10m."
+        ),
     ] = None,
     workers: Annotated[
         int | None,
@@ -107,36 +125,45 @@ def compress(
             "the errors of those before it (error feedback). Instead of training.",
         ),
     ] = None,
+    finetune: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --budget or --bits: epochs of fine-tuning afterwards, taught by the float model's answers.",
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Bytes that the file may have, such as 4000, 4KB or 1.5MB (1 KB = 1,000 bytes): trains a few times, "
-            "each at another price of a bit. Needs --data; without a recipe, everything is entropy-coded."
+            help="Bytes that the file may have, such as 4000, 4KB or 1.5MB (1 KB = 1,000 bytes). How each tensor is "
+            "stored follows from what its errors do to the answers to some of --data. With --epochs, the model is "
+            "trained a few times instead, each at another price of a bit."
         ),
     ] = None,
     lam: Annotated[
         float | None,
         typer.Option(
-            help="Instead of a budget: the price of a bit, in loss, say 1e-5; with --calibrate in squared error of a "
-            "weight, say a tenth of the square of a step."
+            help="Instead of a budget: the price of a bit, in loss, say 1e-5, to train at; with --calibrate in squared "
+            "error of a weight, say a tenth of the square of a step."
         ),
     ] = None,
     distill: Annotated[
-        bool, typer.Option("--distill", help="With a budget or price: the float model's answers join the labels.")
+        bool,
+        typer.Option("--distill", help="Trained to a budget or at a price: the float model's answers join the labels."),
     ] = False,
     epochs: Annotated[
         int | None,
         typer.Option(
             min=0,
             help="Epochs of quantization-aware training; needs --data.",
-            show_default="0; with a budget or price 30",
+            show_default="0; at a price 30",
         ),
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate.", show_default="0.001; with a budget or price 0.004")
+        float | None, typer.Option(help="Learning rate.", show_default="0.001; to a budget or at a price 0.004")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Examples per batch.", show_default="64; with a budget or price 256")
+        int | None, typer.Option(min=1, help="Examples per batch.", show_default="64; to a budget or at a price 256")
     ] = None,
     momentum: Annotated[float, typer.Option(min=0, help="Momentum.")] = 0.0,
     schedule: Annotated[
@@ -158,21 +185,36 @@ def compress(
         --data my.data:photos --epochs 5 --lr 0.001 -o small.safetensors
       bitbook compress --model lenet-5 --weights lenet.pt \
         --recipe 'Trellis()' --lam 1e-4 --data mnist --calibrate 1000 -o small.safetensors
+      bitbook compress --model resnet-20-cifar10 --budget 66KB --data cifar10 -o small.safetensors
       bitbook compress --model mlp-784-128-64-10 --weights net.safetensors \
-        --budget 4KB --data mnist -o small.safetensors
+        --budget 4KB --epochs 30 --data mnist -o small.safetensors
       bitbook compress model.safetensors --bits 3 -o small.safetensors
     """
     if checkpoint is not None:
-        from bitbook.cli.checkpoint import compress_files, refuse
+        from bitbook.cli.checkpoint import compress_files
 
-        refuse(model=model, weights=weights, inputs=inputs, data=data, calibrate=calibrate, budget=budget, lam=lam)
-        refuse(epochs=epochs, lr=lr, batch=batch, holdout=holdout, distill=distill or None)
+        why = "a checkpoint is compressed without its model; leave that out, or pass --model"
+        refuse(why, model=model, weights=weights, inputs=inputs, data=data, calibrate=calibrate, budget=budget, lam=lam)
+        refuse(why, epochs=epochs, lr=lr, batch=batch, holdout=holdout, distill=distill or None)
+        refuse(why, max_drop=max_drop, time=time_limit, finetune=finetune)
         return compress_files(
             checkpoint, output, bits, recipe, plan, layers, workers, scheduler, seed=seed, as_json=as_json
         )
-    if model is None or bits is not None or workers is not None or scheduler is not None:
-        raise PlanError("pass --model, or a checkpoint, which alone takes --bits, --workers and --scheduler")
-    from bitbook.apply import compress as compress_model
+    if model is None or workers is not None or scheduler is not None:
+        raise PlanError("pass --model, or a checkpoint, which alone takes --workers and --scheduler")
+    if bits is not None or max_drop is not None or (budget is not None and not epochs):
+        from bitbook.cli.budget import compress_to
+
+        why = "without --epochs, what becomes of each tensor follows from the budget; leave that out"
+        refuse(why, lam=lam, calibrate=calibrate, recipe=recipe, plan=plan, layers=layers, inputs=inputs)
+        refuse(why, epochs=epochs or None, lr=lr, batch=batch, momentum=momentum or None, distill=distill or None)
+        return compress_to(
+            _trained(model, weights), output, budget=budget, bits=bits, max_drop=max_drop, time_limit=time_limit,
+            finetune=finetune, data=data, holdout=holdout, seed=seed, as_json=as_json, weights=weights,
+        )  # fmt: skip
+    if time_limit is not None or finetune is not None:
+        raise PlanError("--time and --finetune go with --budget or --bits, without --epochs")
+    from bitbook.apply import compress_by_plan as compress_model
     from bitbook.apply import load
     from bitbook.artifact import save
     from bitbook.loop import Training
@@ -300,14 +342,6 @@ def _priced_plan(model: nn.Module) -> Plan:
 
     parameters = model.named_parameters(remove_duplicate=False)
     return Plan({escape(name): ECSQ(4, dead_zone=0.8) if w.dim() >= 2 else ECSQ() for name, w in parameters})
-
-
-def bytes_of(text: str) -> int:
-    """A size such as 4000, 4KB or 1.5MB in bytes; raises `PlanError` for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?)[bB]?\s*", text)
-    if found is None or not float(found[1]):
-        raise PlanError(f"{text!r} is no size; write bytes, KB or MB: 4000, 4KB, 1.5MB")
-    return int(float(found[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[found[2].lower()])
 
 
 def _show_epoch(epoch: Epoch) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from bitbook.apply import compress, freeze, quantize_, quantize_dense, restore, with_dense
+from bitbook.apply import compress_by_plan, freeze, quantize_, quantize_dense, restore, with_dense
 from bitbook.artifact import Artifact
 from bitbook.batchnorm import absorb_statistics, fixed_statistics, normalisations, shift_statistics
 from bitbook.data import Split
@@ -388,7 +388,7 @@ def compressed(
     if "feedback" in cell:
         lam = cell["feedback"]["lam"]
         plan, seed = Plan.from_json(phase["plan"]), cell["seed"]
-        return compress(model, plan, options=options, calibration=calibration, lam=lam, seed=seed), []
+        return compress_by_plan(model, plan, options=options, calibration=calibration, lam=lam, seed=seed), []
     trained = copy.deepcopy(model)
     quantize_(trained, Plan.from_json(phase["plan"]), options=options, regime=regime, generator=generator)
     if "tune" not in phase:

@@ -111,6 +111,11 @@ class Trellis(Quantizer):
         self, w: Tensor, side: Mapping[str, Tensor], feedback: Feedback, price: Price | None = None
     ) -> dict[str, Tensor]:
         steps = self._elements(self._grid(tuple(w.shape)), side["step"])
+        from bitbook.trellis.sweep import LadderPath  # compiles as it is imported
+
+        if LadderPath.serves(w):
+            ladder = _ladder(side.get("points"), price)
+            return feedback.encode(w, LadderPath(self.states, steps, ladder, priced=price is not None))
 
         def costs(target: Tensor, weights: Tensor, column: int) -> Costs:
             return _costs(target, steps[:, column, None], weights, side, price)

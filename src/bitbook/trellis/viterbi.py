@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from bitbook.compiling import compiler
 from bitbook.trellis.machine import next_states, previous
 
-_SEGMENT = 1 << 15
+SEGMENT = 1 << 15
+"""Weights that are searched together."""
 _BEYOND = 1024  # weights; survivors nearly always share their past much sooner
 _REACH = 4  # levels on either side of the nearest that are looked at: each subset is there twice at least
 _FAR = 1e300  # the cost of what cannot be
@@ -53,8 +54,8 @@ def best_path(n: int, costs: Costs, states: int, start: int = 0) -> tuple[Int[np
     """
     out = np.empty(n, np.int32)
     state = start
-    for first in range(0, n, _SEGMENT):
-        kept = min(_SEGMENT, n - first)
+    for first in range(0, n, SEGMENT):
+        kept = min(SEGMENT, n - first)
         found = _loops().search(*costs(slice(first, first + kept + _BEYOND)), previous(states), state)
         out[first : first + kept] = found[:kept]
         state = walk(found[:kept], states, state)
