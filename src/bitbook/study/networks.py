@@ -34,7 +34,7 @@ from torch import Generator, Tensor, nn
 
 from bitbook.apply import freeze
 from bitbook.budget.candidates import MATRIX_KINDS, coded_size, encode
-from bitbook.budget.fit import ROUNDS, Fit, FitSettings
+from bitbook.budget.fit import Fit, FitSettings
 from bitbook.budget.report import Report
 from bitbook.budget.sensitivity import Sensitivity, weighted
 from bitbook.data import IGNORED, Split, crop_images
@@ -50,6 +50,7 @@ from bitbook.study.trial import load_parts, measure_file
 Cell = Mapping[str, Any]
 FLOAT, ALLOCATED, EQUAL, PROBE, TRUST = "float", "allocated", "equal bits", "one tensor", "trust"
 _BATCH = 250  # examples that are evaluated at once
+_ROUNDS = 2  # files that are made to fill a budget; the last percent is not worth as much time again
 _TOGETHER = 50  # sequences, for their predictions are many
 _PROBED_KIND = "trellis"
 
@@ -117,7 +118,7 @@ def _in_order(networks: Sequence[Network], seed: int, *, once: bool) -> Iterator
 
 def _budgets(network: Network, seed: int) -> Iterator[dict[str, Any]]:
     for budget in network.budgets:
-        yield _cell(network, ALLOCATED, seed, budget=budget, rounds=ROUNDS)
+        yield _cell(network, ALLOCATED, seed, budget=budget, rounds=_ROUNDS)
 
 
 def _compared(network: Network, seed: int, *, once: bool) -> Iterator[dict[str, Any]]:
