@@ -462,12 +462,14 @@ def write_document(
     folder: Path,
     tuned: Sequence[Result] = (),
     networks: Sequence[Network] = NETWORKS,
+    table: Path | None = None,
 ) -> None:
-    """Write `networks.md`, its tables and its figures; peers come from `peers.csv` in the same folder."""
+    """Write `networks.md`, its tables and its figures; peers come from `table`, or `peers.csv` in the same folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    table = table or folder / PEERS_FILE
     peers: list[dict[str, str]] = []
-    if (folder / PEERS_FILE).exists():
-        with open(folder / PEERS_FILE, encoding="utf-8", newline="") as file:
+    if table.exists():
+        with open(table, encoding="utf-8", newline="") as file:
             peers = list(csv.DictReader(file))
     found = measured(results, peers, networks)
     write_csv(file_rows(found), folder / "networks.csv", COLUMNS)
@@ -509,11 +511,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tuned", type=Path, help="the folder of the study `tuned` (default: tuned, beside the study's)"
     )
+    parser.add_argument("--peers", type=Path, help="the table of peers (default: peers.csv in FOLDER)")
     parser.add_argument("--readme", type=Path, help="a file whose table of networks is replaced, too")
     given = parser.parse_args(arguments)
     results = read_results(given.run)
     tuned = read_results(given.tuned or given.run.parent / "tuned")
-    write_document(results, given.folder, tuned)
+    write_document(results, given.folder, tuned, table=given.peers)
     if given.readme is not None:
         write_between(given.readme, README_BEGIN, README_END, readme_table(results))
 
