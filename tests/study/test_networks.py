@@ -133,8 +133,13 @@ def test_the_document_of_made_up_results(tmp_path: Path) -> None:
     assert "Not measured here: CIFAR-10, ResNet-8, CIFAR-10, ResNet-44." in text
     resnet, stories = text.split("## TinyStories")[0], text.split("## TinyStories")[1]
     assert "goals met: 0.3, 0.5, 1, 2; missed: none (points lost)" in resnet
-    line = next(line for line in resnet.splitlines() if line.startswith("| 53,990"))
+    wins = resnet.split("### Wins and losses")[1].splitlines()
+    line = next(line for line in wins if line.startswith("| 54,000 | 53,990"))
     assert "rounder 1.0, bits 3 | 53,000 | 0.03 | loss by" in line
+    assert (
+        "| rounder 1.0, bits 3 | 53,000 | 0.03 | 39,990 |" in resnet
+        and "at our budgets: 1 won, 0 tied, 4 lost" in resnet
+    )
     assert (
         "win: no file of others is as small" in resnet
         and "calibrated" not in resnet.split("Others:")[1].splitlines()[0]

@@ -27,9 +27,10 @@ from bitbook.study.networks_found import (
     allocation_saving,
     correlations,
     equal_bytes_needed,
+    goal_met,
     loss_of,
     measured,
-    meets,
+    others_versus,
     probe_pairs,
     score,
     versus_others,
@@ -105,18 +106,19 @@ def _summary(found: Sequence[Measured]) -> str:
     lines = []
     for m in found:
         if m.targets.goals:
-            met, missed = [], []
+            known: dict[bool | None, list[str]] = {True: [], False: [], None: []}
             for loss, goal in zip(m.targets.losses, m.targets.goals, strict=True):
-                (met if meets(m, loss, goal) else missed).append(f"{loss:g}")
-            text = f"goals met: {', '.join(met) or 'none'}; missed: {', '.join(missed) or 'none'}"
+                known[goal_met(m, loss, goal)].append(f"{loss:g}")
+            text = f"goals met: {', '.join(known[True]) or 'none'}; missed: {', '.join(known[False]) or 'none'}"
+            if known[None]:
+                text += f"; not measured: {', '.join(known[None])}"
             lines.append(f"{m.network.title}: {text} ({m.targets.unit} lost)")
-        wins = [w for w in versus_others(m) if w["result"]]
-        if wins:
-            count = {word: sum(w["result"].startswith(word) for w in wins) for word in ("win", "tie", "loss")}
-            lines.append(
-                f"{m.network.title}: at equal bytes, {count['win']} wins, {count['tie']} ties and {count['loss']} "
-                "losses against the best file of any other tool"
-            )
+        for rows, at in ((versus_others(m), "our budgets"), (others_versus(m), "the sizes of others' best files")):
+            words = ("win", "tie", "loss")
+            count = [sum(row["result"].startswith(word) for row in rows) for word in words]
+            if m.others and sum(count):
+                said = ", ".join(f"{n} {word}" for n, word in zip(count, ("won", "tied", "lost"), strict=True))
+                lines.append(f"{m.network.title}, at {at}: {said} against the best file of any other tool")
         saving = allocation_saving(m)
         if saving is not None:
             more = "fewer" if saving >= 0 else "more"
@@ -205,18 +207,17 @@ def _goal_table(m: Measured) -> str:
     assert m.targets.goals is not None
     rows = []
     for i, (loss, goal) in enumerate(zip(m.targets.losses, m.targets.goals, strict=True)):
-        at = [f for f in m.of(ALLOCATED) if f.bytes <= goal]
-        nearest = max(at, key=lambda f: f.bytes, default=None)
+        at = max((f for f in m.of(ALLOCATED) if f.asked == goal), key=lambda f: f.bytes, default=None)
         kept = {
             split: min((f.bytes for f in m.of(ALLOCATED) if f.loss(split) <= loss), default=None)
             for split in ("validation", "test")
         }
-        met = "not measured" if nearest is None else "met" if meets(m, loss, goal) else "missed"
-        if met == "missed" and nearest is not None:
-            met = f"missed by {m.targets.shown(nearest.loss() - loss)} {m.targets.unit}"
+        met = {True: "met", False: "missed", None: "not measured"}[goal_met(m, loss, goal)]
+        if met == "missed" and at is not None:
+            met = f"missed by {m.targets.shown(at.loss() - loss)} {m.targets.unit}"
         rows.append({
             "allowed": f"≤ {loss:g}", "goal, bytes": goal,
-            "lost in that many": m.targets.shown(nearest.loss()) if nearest else "–", "result": met,
+            "lost in that many": m.targets.shown(at.loss()) if at else "–", "result": met,
             "smallest file, chosen on held out": _bytes_text(kept["validation"]),
             "chosen on test": _bytes_text(kept["test"]),
             **{name: _bytes_text(sizes[i]) for name, sizes in m.targets.others.items()},
@@ -237,12 +238,15 @@ def _versus_text(m: Measured) -> str:
     if not m.others:
         return "There is no file of another tool to compare with.\n"
     tools = sorted({o.name.split(",")[0] for o in m.others})
-    rows = versus_others(m)
-    return f"""Each of our files against the file of others that loses least in as many bytes or fewer. Theirs are
-chosen on test, which favours them; where only a bound on their loss is known, it stands here. Others:
+    rows, back = versus_others(m), others_versus(m)
+    return f"""At each budget, our file against that of others which loses least in as many bytes. Theirs are chosen on test,
+which favours them; where only a bound on their loss is known, the bound stands here. Others:
 {", ".join(tools)}.
 
-{markdown_table(rows, list(rows[0]))}"""
+{markdown_table(rows, list(rows[0]))}
+The other way round, each file that is best among others, and ours of least loss in as many bytes:
+
+{markdown_table(back, list(back[0]))}"""
 
 
 # --- against equal bits
@@ -487,7 +491,7 @@ def _curves(m: Measured) -> list[Curve]:
     lines = [
         Curve(method, [(f.bytes, f.loss()) for f in m.of(method)], m.targets.unit) for method in (ALLOCATED, EQUAL)
     ]
-    lines.append(Curve("best of others", [(o.size, o.loss) for o in m.curve_of_others], m.targets.unit))
+    lines.append(Curve("best of others", [(o.size, o.loss) for o in m.best_of_others], m.targets.unit))
     if m.targets.goals:
         lines.append(Curve("goals", list(zip(m.targets.goals, m.targets.losses, strict=True)), m.targets.unit, False))
     return [line for line in lines if line.points]

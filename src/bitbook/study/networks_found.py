@@ -108,7 +108,7 @@ class Measured(NamedTuple):
         return [r for r in self.records if r["cell"]["method"] == method]
 
     @property
-    def curve_of_others(self) -> list[Other]:
+    def best_of_others(self) -> list[Other]:
         """Those that no other beats in both bytes and loss, by bytes."""
         best: list[Other] = []
         for other in sorted(self.others, key=lambda o: (o.size, o.loss)):
@@ -205,32 +205,47 @@ def _others(targets: Targets, peers: Sequence[Mapping[str, str]]) -> list[Other]
 # --- comparing
 
 
-def meets(m: Measured, loss: float, goal: int) -> bool:
-    """Whether a file of at most so many bytes loses at most so much on test."""
-    return any(f.bytes <= goal and f.loss() <= loss for f in m.of(ALLOCATED))
+def goal_met(m: Measured, loss: float, goal: int) -> bool | None:
+    """Whether a file of at most so many bytes loses at most so much on test; None where that budget was not tried."""
+    if any(f.bytes <= goal and f.loss() <= loss for f in m.of(ALLOCATED)):
+        return True
+    return False if any(f.asked == goal for f in m.of(ALLOCATED)) else None
 
 
 def versus_others(m: Measured) -> list[dict[str, Any]]:
-    """For each of our files, the best of others in as many bytes or fewer."""
+    """For each budget, the best of others in as many bytes."""
     rows = []
     for f in m.of(ALLOCATED):
-        rivals = [o for o in m.others if o.size <= f.bytes]
-        best = min(rivals, key=lambda o: (o.loss, o.size), default=None)
-        row = {
-            "bytes": round(f.bytes),
-            "lost": m.targets.shown(f.loss()),
-            "best other": "",
-            "its bytes": "",
-            "it loses": "",
-        }
+        best = min((o for o in m.others if o.size <= f.asked), key=lambda o: (o.loss, o.size), default=None)
+        row = {"budget": int(f.asked), "bytes": round(f.bytes), "lost": m.targets.shown(f.loss())}
         if best is None:
-            smallest = min((o.size for o in m.others), default=None)
-            result = "win: no file of others is as small" if smallest else ""
+            rows.append({**row, **_NOBODY, "result": "win: no file of others is as small"})
         else:
-            row |= {"best other": best.name, "its bytes": round(best.size), "it loses": m.targets.shown(best.loss)}
-            result = _verdict(f, best, m.targets)
-        rows.append({**row, "result": result})
+            rows.append({**row, **_described(best, m.targets), "result": _verdict(f, best, m.targets)})
     return rows
+
+
+def others_versus(m: Measured) -> list[dict[str, Any]]:
+    """For each file that is best among others, ours of least loss in as many bytes."""
+    largest = max((f.bytes for f in m.of(ALLOCATED)), default=0)
+    rows = []
+    for other in m.best_of_others:
+        ours = min((f for f in m.of(ALLOCATED) if f.bytes <= other.size), key=File.loss, default=None)
+        if ours is None:
+            result, bytes_, lost = "loss: none of our files is as small", "", ""
+        else:
+            result, bytes_, lost = _verdict(ours, other, m.targets), f"{ours.bytes:,.0f}", m.targets.shown(ours.loss())
+            if result.startswith("loss") and other.size > 1.05 * largest:
+                result = f"not compared: our largest file has {largest:,.0f} bytes"
+        rows.append({**_described(other, m.targets), "ours, bytes": bytes_, "lost": lost, "result": result})
+    return rows
+
+
+def _described(other: Other, targets: Targets) -> dict[str, str]:
+    return {"best other": other.name, "its bytes": f"{other.size:,.0f}", "it loses": targets.shown(other.loss)}
+
+
+_NOBODY = {"best other": "", "its bytes": "", "it loses": ""}
 
 
 def _verdict(f: File, best: Other, targets: Targets) -> str:
