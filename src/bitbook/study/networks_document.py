@@ -199,7 +199,9 @@ def _budget_table(m: Measured) -> str:
             "predicted": f"{f.predicted:.4f}",
         })  # fmt: skip
     columns = [name for name in rows[0] if any(row[name] != "" for row in rows)]
-    return markdown_table(rows, columns)
+    above = [f"{int(f.asked):,} by {max(f.sizes) - f.asked:,.0f}" for f in m.of(ALLOCATED) if max(f.sizes) > f.asked]
+    missed = f"\nFiles larger than their budget, in bytes: {'; '.join(above)}.\n" if above else ""
+    return markdown_table(rows, columns) + missed
 
 
 def _goal_table(m: Measured) -> str:
@@ -215,6 +217,8 @@ def _goal_table(m: Measured) -> str:
         met = {True: "met", False: "missed", None: "not measured"}[goal_met(m, loss, goal)]
         if met == "missed" and at is not None:
             met = f"missed by {m.targets.shown(at.loss() - loss)} {m.targets.unit}"
+            if at.bytes > goal:
+                met = f"missed by {at.bytes - goal:,.0f} bytes"
         rows.append({
             "allowed": f"≤ {loss:g}", "goal, bytes": goal,
             "lost in that many": m.targets.shown(at.loss()) if at else "–", "result": met,
@@ -239,8 +243,8 @@ def _versus_text(m: Measured) -> str:
         return "There is no file of another tool to compare with.\n"
     tools = sorted({o.name.split(",")[0] for o in m.others})
     rows, back = versus_others(m), others_versus(m)
-    return f"""At each budget, our file against that of others which loses least in as many bytes. Theirs are chosen on test,
-which favours them; where only a bound on their loss is known, the bound stands here. Others:
+    return f"""At each budget, our file against that of others which loses least in as many bytes. Theirs are chosen on
+test, which favours them; where only a bound on their loss is known, the bound stands here. Others:
 {", ".join(tools)}.
 
 {markdown_table(rows, list(rows[0]))}
