@@ -77,10 +77,11 @@ def weights(shape: tuple[int, ...], pool: torch.Tensor, g: torch.Generator) -> t
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     w = torch.empty(shape, dtype=torch.bfloat16)
-    for row in range(0, shape[0], 1024):
-        part = w[row : row + 1024]
-        first = int(torch.randint(len(pool), (), generator=g))
-        values = pool.roll(first).repeat(-(-part.numel() // len(pool)))[: part.numel()].reshape(part.shape)
+    rows = max((1 << 20) // shape[1], 1)
+    for row in range(0, shape[0], rows):
+        part = w[row : row + rows]
+        first = int(torch.randint(len(pool) - part.numel(), (), generator=g))
+        values = pool[first : first + part.numel()].reshape(part.shape)
         part.copy_(values * 0.02 * torch.randn(len(part), 1, generator=g).mul_(0.2).exp_())
     return w
 

@@ -114,6 +114,17 @@ def test_errors(network: nn.Module, images: Tensor) -> None:
     absorb_statistics(plain)
 
 
+def test_constant_channels_leave_the_others_their_scale(network: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        network[0].weight[2:4] = 0
+        network[1].running_mean[2:4] = 0
+        network[1].running_var[2:4] = 0
+    before = network(images)
+    absorb_statistics(network)
+    torch.testing.assert_close(network(images), before, rtol=1e-4, atol=1e-4)
+    assert not network[1].weight[2:4].any() and network[1].weight.abs().max() < 10
+
+
 # -- folding -----------------------------------------------------------------------------------
 def lived(model: nn.Module, x: Tensor) -> nn.Module:
     """A model whose normalisations have weights, biases and statistics of some size."""

@@ -25,6 +25,7 @@ from bitbook.errors import PlanError
 SMALLEST_SHARE = 0.3
 """Of a stored variance: what remains of it at least, however much smaller the weights made it."""
 
+_CONSTANT = 1e-3  # of ε: a variance that small is none
 _BATCH = 125  # examples that are looked at together
 
 
@@ -72,8 +73,10 @@ def absorb_statistics(model: nn.Module) -> None:
     """Turn every normalisation's four vectors into two: means become 0, variances 1, and weight and bias take them in.
 
     `γ' = γ · √(1 + ε) / √(σ² + ε)` and `β' = β - γ · μ / √(σ² + ε)`, so that the network evaluates as before, up to
-    rounding.  Constants cost a file nothing that stores them as codes.  Raises `PlanError` for a normalisation
-    whose weight or bias is no plain parameter.
+    rounding.  Constants cost a file nothing that stores them as codes.  A constant channel, as zero weights leave it,
+    gets γ' = 0 and β' = β: a γ' hundreds of times those of others would leave them no steps of a common scale.
+
+    Raises `PlanError` for a normalisation whose weight or bias is no plain parameter.
     """
     for name, layer in normalisations(model).items():
         weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
@@ -81,6 +84,7 @@ def absorb_statistics(model: nn.Module) -> None:
         if weight is None or bias is None:
             raise PlanError(f"{name} has no weight and bias of its own that could take its statistics in")
         deviation = (variance.double() + layer.eps).sqrt()
+        weight.masked_fill_(variance < _CONSTANT * layer.eps, 0)
         bias -= (weight * mean / deviation).to(bias.dtype)
         weight *= ((1 + layer.eps) ** 0.5 / deviation).to(weight.dtype)
         mean.zero_()

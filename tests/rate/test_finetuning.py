@@ -92,6 +92,10 @@ def test_training_goes_on_from_an_artifact(pretrained: nn.Module, images: tuple[
     for name in ("0.weight", "3.weight", "8.weight"):
         assert torch.allclose(still.decode(name), start.decode(name))
     moved = finetune(pretrained, images[:2], start, lam=0.0, training=SHORT)
+    whole = tuned(pretrained, images, start=start, lam=0.0)
+    further = tuned(pretrained, images, start=whole.artifact, lam=0.0)  # with its dense tensors quantized, too
+    assert further.artifact.tensors.keys() == whole.artifact.tensors.keys()
+    assert evaluate(restore(further.artifact, network()), *images[2:]).accuracy > 90
     reached = [evaluate(restore(artifact, network()), *images[:2]).loss for artifact in (still, moved.artifact)]
     assert reached[1] < reached[0]
 

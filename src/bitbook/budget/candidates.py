@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -133,7 +134,9 @@ def encode(
 
 
 def coded_size(stored: Quantized) -> int:
-    """Bytes of a tensor's streams, coded by themselves."""
+    """Bytes of a tensor's streams, coded by themselves; floats are stored as they are."""
+    if isinstance(stored.recipe, Float):
+        return math.prod(stored.shape) * stored.recipe.torch_dtype.itemsize
     streams = list(stored.streams())
     coder: Coder = Smallest() if sum(stream.codes.numel() for stream in streams) <= _MANY else Rans()
     return len(coder.encode(streams))

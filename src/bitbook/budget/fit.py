@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -37,8 +37,10 @@ from bitbook.slot import slots
 ROUNDS = 4
 """Files that are made to fill a budget."""
 TRUSTS = (1.0, 0.5, 0.0)
+_MIDDLE = 3.0  # bits per weight, at which a search for an accuracy begins
 _FULL = 0.995  # of a budget: full enough
 _EVEN, _EVEN_TRIES = 0.01, 8  # of bits per weight, where all matrices are to have the same
+_MORE = 6  # files beyond those, where none is within the budget yet
 _WALK = 12  # prices that are tried on the way to a budget
 _LADDER = (0.5, 2**-0.5, 2**0.5, 2.0)  # prices around the right one, for the knapsack to choose among
 _KEPT = 1 << 28  # bytes of reference outputs that are kept rather than computed again
@@ -49,6 +51,16 @@ class Fitted(NamedTuple):
 
     artifact: Artifact
     report: Report
+
+
+class _File(NamedTuple):
+    """One file that was made on the way."""
+
+    size: int
+    divergence: float
+    artifact: Artifact
+    chosen: Mapping[str, Candidate]
+    repairs: Sequence[Repair]
 
 
 Progress = Callable[[str, int, int], None]
@@ -122,6 +134,7 @@ class Fit:
         self._found, self.seen = measure(
             absorbed, self.batches, names, outputs=settings.outputs, generator=self.generator
         )
+        self._count = sum(weight.numel() for weight in self._weights.values())
         self.trust = settings.trust
         self.tensors = self._tensors(1.0 if settings.trust is None else settings.trust)
 
@@ -136,35 +149,28 @@ class Fit:
             return self._as_it_is(whole, budget)
         lam, extra = self._trusted(budget)
         self._widen(lam)
-        best: tuple[float, int, Artifact, dict[str, Candidate], list[Repair]] | None = None
-        smallest: tuple[int, float, Artifact, dict[str, Candidate], list[Repair]] | None = None
-        for made in range(1, rounds + 1):
+        made: list[_File] = []
+        while True:
             chosen = self._allocated(lam, budget - extra)
-            artifact, repairs, divergence = self.encoded(chosen)
-            size = len(to_bytes(artifact)[0])
-            if smallest is None or size < smallest[0]:
-                smallest = (size, divergence, artifact, chosen, repairs)
-            if size <= budget and (best is None or divergence < best[0]):
-                best = (divergence, size, artifact, chosen, repairs)
+            made.append(file := self._file(chosen))
+            fitting = [one for one in made if one.size <= budget]
             least = {name: min(c.option.size for c in self._near(of, lam)) for name, of in self.tensors.items()}
-            exhausted = all(candidate.option.size == least[name] for name, candidate in chosen.items())
-            if _FULL * budget <= size <= budget or self._late() or (exhausted and size > budget):
+            exhausted = file.size > budget and all(c.option.size == least[name] for name, c in chosen.items())
+            full = _FULL * budget <= file.size <= budget
+            enough = len(made) >= rounds or self._late()
+            if full or exhausted or (enough and fitting) or len(made) == rounds + _MORE:
                 break
-            self.progress(f"file of {size} bytes, divergence {divergence:.5g}", made, rounds)
-            extra += size - (extra + sum(candidate.option.size for candidate in chosen.values()))
-        if best is None:
-            assert smallest is not None
-            size, divergence, artifact, chosen, repairs = smallest
-            best = (divergence, size, artifact, chosen, repairs)
-        divergence, size, artifact, chosen, repairs = best
-        return Fitted(artifact, self._report(budget, size, lam, chosen, artifact, repairs, divergence, made))
+            self.progress(f"file of {file.size} bytes, divergence {file.divergence:.5g}", len(made), rounds)
+            # What the file has beyond its tensors by themselves, and a margin where it has missed often enough.
+            extra = file.size - sum(candidate.option.size for candidate in chosen.values())
+            extra += budget // 400 if enough else 0
+        if fitting:
+            return self._fitted(budget, lam, min(fitting, key=lambda one: one.divergence), len(made))
+        return self._fitted(budget, lam, min(made, key=lambda one: one.size), len(made))
 
     def at_price(self, lam: float) -> Fitted:
-        """Every tensor in the way of least loss plus `lam` · bits."""
-        chosen = self._cheapest(lam)
-        artifact, repairs, divergence = self.encoded(chosen)
-        size = len(to_bytes(artifact)[0])
-        return Fitted(artifact, self._report(None, size, lam, chosen, artifact, repairs, divergence, 1))
+        """The first kind of each tensor, its codes chosen for the least loss plus `lam` · bits."""
+        return self._fitted(None, lam, self._file(self._cheapest(lam)), 1)
 
     def evenly(self, bits: float) -> Fitted:
         """Every matrix at about the same bits per weight, the rest at the price that this has on average.
@@ -193,9 +199,7 @@ class Fit:
             if name not in chosen:
                 kinds = [tensors.find(kind, middle, self.generator) for kind in tensors.kinds]
                 chosen[name] = min((c for c in kinds if c is not None), key=lambda c: c.cost(middle))
-        artifact, repairs, divergence = self.encoded(chosen)
-        size = len(to_bytes(artifact)[0])
-        return Fitted(artifact, self._report(None, size, middle, chosen, artifact, repairs, divergence, 1))
+        return self._fitted(None, middle, self._file(chosen), 1)
 
     def within(self, acceptable: Callable[[nn.Module], bool], steps: int = 8) -> Fitted:
         """The smallest file found whose model is acceptable: prices are raised while it is, then halved in between.
@@ -207,7 +211,7 @@ class Fit:
             fitted = self.at_price(start * 2**octaves)
             return fitted if acceptable(self.restored(fitted.artifact)) else None
 
-        start = self._first_price(4.0)
+        start, _ = self._trusted(int(_MIDDLE * self._count / 8))
         found, low, high, step = tried(0.0), 0.0, math.inf, 2.0
         if found is None:
             low, high = -math.inf, 0.0
@@ -259,19 +263,18 @@ class Fit:
                 break
             self.tensors = self._tensors(trust)
             lam, extra = self._price_for(budget)
-            artifact, _, divergence = self.encoded(self._cheapest(lam))
+            file = self._file(self._cheapest(lam))
             # Sizes differ a little; at equal bytes, a bit per weight is a factor of four.
-            bits = 8 * (len(to_bytes(artifact)[0]) - budget) / sum(w.numel() for w in self._weights.values())
-            self.progress(f"trust {trust}: divergence {divergence:.5g}", len(tried), len(TRUSTS))
-            tried.append((divergence * 4.0**bits, trust, lam, extra, self.tensors))
+            bits = 8 * (file.size - budget) / self._count
+            self.progress(f"trust {trust}: divergence {file.divergence:.5g}", len(tried), len(TRUSTS))
+            tried.append((file.divergence * 4.0**bits, trust, lam, extra, self.tensors))
         _, self.trust, lam, extra, self.tensors = min(tried, key=lambda one: one[0])
         return lam, extra
 
     def _first_price(self, bits: float) -> float:
         """The slope of loss against bits if a bit less were a factor of four in squared error, from no bits on."""
         whole = sum(self._energy(tensors) for tensors in self.tensors.values())
-        count = sum(tensors.weight.numel() for tensors in self.tensors.values())
-        return 2 * math.log(2) * whole * 4.0**-bits / count
+        return 2 * math.log(2) * whole * 4.0**-bits / self._count
 
     def _energy(self, tensors: Tensors) -> float:
         """What leaving out the tensor would cost, if that were a small change."""
@@ -298,8 +301,8 @@ class Fit:
 
     def _price_for(self, budget: int) -> tuple[float, int]:
         """A price near the budget, and what a file of such codes weighs beyond the sum of its tensors."""
-        count = sum(tensors.weight.numel() for tensors in self.tensors.values())
-        lam, tried = self._first_price(8 * budget / count), {}
+        count, lam = self._count, self._first_price(8 * budget / self._count)
+        tried: dict[float, int] = {}
         while True:
             chosen = self._candidates(lam, f"candidates at price {len(tried) + 1}")
             size = len(to_bytes(self._artifact({n: c.stored for n, c in chosen.items()}, self.absorbed))[0])
@@ -307,7 +310,7 @@ class Fit:
             tried[lam] = size
             above = [price for price, bytes_ in tried.items() if bytes_ > budget]
             below = [price for price, bytes_ in tried.items() if bytes_ <= budget]
-            if abs(size - budget) < 0.04 * budget or len(tried) == _WALK or self._late(0.6):
+            if abs(size - budget) < 0.04 * budget or len(tried) == _WALK or (below and self._late(0.6)):
                 return lam, extra
             if below and above and min(below) / max(above) < 2:
                 return lam, extra
@@ -357,6 +360,10 @@ class Fit:
         }
 
     # -- encoding ------------------------------------------------------------------------------
+    def _file(self, chosen: Mapping[str, Candidate]) -> _File:
+        artifact, repairs, divergence = self.encoded(chosen)
+        return _File(len(to_bytes(artifact)[0]), divergence, artifact, chosen, repairs)
+
     @torch.no_grad()
     def encoded(self, chosen: Mapping[str, Candidate]) -> tuple[Artifact, list[Repair], float]:
         """The chosen candidates, encoded for the inputs that the encoded layers before them give, and repaired.
@@ -452,17 +459,9 @@ class Fit:
         seconds = time.monotonic() - self.began
         return Fitted(whole, Report(budget, size, True, 0.0, 0.0, 0.0, (), reasons, (), 0, seconds))
 
-    def _report(
-        self,
-        budget: int | None,
-        size: int,
-        lam: float,
-        chosen: Mapping[str, Candidate],
-        artifact: Artifact,
-        repairs: list[Repair],
-        divergence: float,
-        rounds: int,
-    ) -> Report:
+    def _fitted(self, budget: int | None, lam: float, file: _File, rounds: int) -> Fitted:
+        """The file, with the reasons for what is in it."""
+        size, divergence, artifact, chosen, repairs = file
         ledger = to_bytes(artifact)[1]
         sizes: dict[str, int] = {}
         for row in ledger.rows:
@@ -491,9 +490,10 @@ class Fit:
         predicted = sum(candidate.option.loss for candidate in chosen.values())
         seconds = time.monotonic() - self.began
         reached = budget is None or size <= budget
-        return Report(
+        report = Report(
             budget, size, reached, predicted, divergence, lam, tuple(choices), dense, tuple(repairs), rounds, seconds
         )
+        return Fitted(artifact, report)
 
 
 def _quantizable(parameter: Tensor) -> bool:

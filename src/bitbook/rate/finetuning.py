@@ -144,7 +144,7 @@ def finetune(
     # Before weights are quantized, so that a model that is not yet may teach itself.
     teacher = copy.deepcopy(model if teacher is None else teacher).eval().requires_grad_(False)
     plain, generator = dequantize_(copy.deepcopy(model)), Generator().manual_seed(seed)
-    tuned = started(model, start, options, generator)
+    tuned = started(model, start, options, generator, dense)
     examples = data[0][:_CALIBRATION]
     shift_statistics(tuned, model, examples if augment is None else augment(examples, generator))
 
@@ -172,8 +172,14 @@ def finetune(
 
 
 @torch.no_grad()
-def started(model: nn.Module, start: Plan | Artifact | None, options: FitOptions, generator: Generator) -> nn.Module:
-    """A copy of the model with latents, quantized as `start` says."""
+def started(
+    model: nn.Module,
+    start: Plan | Artifact | None,
+    options: FitOptions,
+    generator: Generator,
+    dense: Plan | None = None,
+) -> nn.Module:
+    """A copy of the model with latents, quantized as `start` says; what `dense` is about trains as floats."""
     latent, tuned = Regime(codes="latent"), copy.deepcopy(model)
     if isinstance(start, Plan):
         quantize_(tuned, start, options=options, regime=latent, generator=generator)
@@ -181,7 +187,11 @@ def started(model: nn.Module, start: Plan | Artifact | None, options: FitOptions
         return tuned
     floats = {name: tensor.detach().clone() for name, tensor in dequantize_(tuned).named_parameters()}
     tuned = restore(start, tuned)
-    stored = {name: tensor for name, tensor in start.tensors.items() if isinstance(tensor, Quantized)}
+    stored = {
+        name: tensor
+        for name, tensor in start.tensors.items()
+        if isinstance(tensor, Quantized) and name in floats and not (dense is not None and dense.names(name))
+    }
     plan = Plan({name: tensor.recipe for name, tensor in stored.items()})
     quantize_(tuned, plan, options=FitOptions(iterations=0), regime=latent, generator=generator)
     for prefix, module in tuned.named_modules():
