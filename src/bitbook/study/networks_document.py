@@ -501,11 +501,11 @@ def _curves(m: Measured) -> list[Curve]:
     return [line for line in lines if line.points]
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The finished trials of a study's folder; none where there is no study."""
+def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The finished trials of the study of this name in a folder; none where there is no study."""
     if not (folder / "study.db").exists():
         return []
-    store = StudyStore(open_storage(folder / "study.db"), folder.name)
+    store = StudyStore(open_storage(folder / "study.db"), name)
     results = sorted(store.results(), key=lambda record: record["cell_id"])
     store.close()
     return results
@@ -522,8 +522,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--peers", type=Path, help="the table of peers (default: peers.csv in FOLDER)")
     parser.add_argument("--readme", type=Path, help="a file whose table of networks is replaced, too")
     given = parser.parse_args(arguments)
-    results = read_results(given.run)
-    tuned = read_results(given.tuned or given.run.parent / "tuned")
+    results = read_results(given.run, "networks")
+    tuned = read_results(given.tuned or given.run.parent / "tuned", "tuned")
     write_document(results, given.folder, tuned, table=given.peers)
     if given.readme is not None:
         write_between(given.readme, README_BEGIN, README_END, readme_table(results))
