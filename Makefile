@@ -12,7 +12,7 @@ FIND_TORCH := import pathlib, torch; \
 	print(pathlib.Path(torch.__file__).parents[1])
 
 .DELETE_ON_ERROR:
-.PHONY: help setup study results headline entropy family peers test test-slow bench clean
+.PHONY: help setup study results headline entropy family peers networks test test-slow bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ family: ## every quantizer at equal bytes, on MNIST and a ResNet-20 (BITBOOK_DAT
 
 peers: $(STAMP) ## other tools on the same public networks (BITBOOK_DATA), each installed in .bench/, and docs/results/peers.md
 	$(PY) -m bench.peers --write docs/results
+
+networks: ## what a byte budget costs on public networks (BITBOOK_DATA), and docs/results/networks.md
+	$(MAKE) study DATASET=networks
+	$(PY) -m bitbook.study.networks_document runs/networks docs/results
 
 test: $(STAMP) ## lint, format check, types, and the quick tests
 	$(PY) -m ruff check

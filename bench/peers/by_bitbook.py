@@ -23,7 +23,7 @@ from bitbook.data import load_dataset
 from bitbook.quantizer import FitOptions, Quantized
 
 
-def compress(task: Task) -> Made:
+def compress_by_plan(task: Task) -> Made:
     """`step` is relative to the root mean square of all weights."""
     network = NETWORKS[task.network]
     model = put(network.load(), task.weights).eval()

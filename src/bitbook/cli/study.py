@@ -19,7 +19,7 @@ def study(
         str,
         typer.Option(
             help="The grid: digits (a minute or two), mnist (the whole experiment), headline (how few bytes do), "
-            "or family (every quantizer at equal bytes)."
+            "family (every quantizer at equal bytes), or networks (byte budgets on public networks)."
         ),
     ],
     out: Annotated[

@@ -10,6 +10,7 @@ from bitbook.study.entropy import entropy_cells
 from bitbook.study.family import family_cells, mnist_family_cells
 from bitbook.study.grid import GRIDS
 from bitbook.study.headline import TUNING_SEEDS, headline_cells, tuning_cells
+from bitbook.study.networks import networks_cells
 from bitbook.study.tuned import tuned_cells
 
 
@@ -32,6 +33,7 @@ STUDIES: Mapping[str, Study] = {
     "family": Study(family_cells, 2, _FAMILY, reported=False),
     "family-mnist": Study(mnist_family_cells, 3, _FAMILY, reported=False),
     "headline-tuning": Study(tuning_cells, len(TUNING_SEEDS), _PRICED, reported=False),
+    "networks": Study(networks_cells, 1, "bitbook.study.networks:run_trial", reported=False),
     "tuned": Study(tuned_cells, 1, "bitbook.study.tuned:run_trial", reported=False),
     "headline": Study(headline_cells, 5, _PRICED, reported=False),
 }
