@@ -15,7 +15,7 @@ from torch import Generator, nn
 
 import bitbook
 from bitbook import ECSQ, Float, Integer, Plan, Trellis
-from bitbook.apply import compress as compressed
+from bitbook.apply import compress_by_plan as compressed
 from bitbook.apply import freeze, quantize_dense, restore
 from bitbook.artifact import Artifact
 from bitbook.batchnorm import absorb_statistics, normalisations, shift_statistics
@@ -23,7 +23,7 @@ from bitbook.data import load_dataset
 from bitbook.quantizer import FitOptions, Quantized
 
 
-def compress_by_plan(task: Task) -> Made:
+def compress(task: Task) -> Made:
     """`step` is relative to the root mean square of all weights."""
     network = NETWORKS[task.network]
     model = put(network.load(), task.weights).eval()
