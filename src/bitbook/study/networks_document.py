@@ -25,6 +25,7 @@ from bitbook.study.networks_found import (
     Measured,
     Targets,
     allocation_saving,
+    comparable,
     correlations,
     equal_bytes_needed,
     goal_met,
@@ -141,8 +142,8 @@ def _section(m: Measured, tuned: Sequence[Result]) -> str:
     parts = [
         f"""## {m.network.title}
 
-{m.network.model}; in float32 {reference}. Calibrated on {what}.
-{_trust(m)}
+{m.network.model}; in float32 {reference}. Calibrated on
+{what}. {_trust(m)}
 """
     ]
     if m.of(ALLOCATED):
@@ -248,7 +249,8 @@ test, which favours them; where only a bound on their loss is known, the bound s
 {", ".join(tools)}.
 
 {markdown_table(rows, list(rows[0]))}
-The other way round, each file that is best among others, and ours of least loss in as many bytes:
+The other way round, each file that is best among others and loses at most {max(m.targets.losses):g} {m.targets.unit},
+and ours of least loss in as many bytes:
 
 {markdown_table(back, list(back[0]))}"""
 
@@ -274,6 +276,8 @@ def _equal_text(m: Measured) -> str:
     saving = allocation_saving(m)
     said = (
         "The two curves share no range of divergences."
+        if saving is None and comparable(m)
+        else "There are too few files for a mean."
         if saving is None
         else f"Over the divergences that both reach, allocation saves {saving:.1f} % of the bytes (held out)."
     )

@@ -226,19 +226,40 @@ def versus_others(m: Measured) -> list[dict[str, Any]]:
 
 
 def others_versus(m: Measured) -> list[dict[str, Any]]:
-    """For each file that is best among others, ours of least loss in as many bytes."""
+    """For each useful file that is best among others, ours of least loss in as many bytes.
+
+    Useful: it loses no more than the largest loss that is allowed.
+    """
     largest = max((f.bytes for f in m.of(ALLOCATED)), default=0)
     rows = []
     for other in m.best_of_others:
+        if other.loss > max(m.targets.losses):
+            continue
         ours = min((f for f in m.of(ALLOCATED) if f.bytes <= other.size), key=File.loss, default=None)
         if ours is None:
             result, bytes_, lost = "loss: none of our files is as small", "", ""
         else:
             result, bytes_, lost = _verdict(ours, other, m.targets), f"{ours.bytes:,.0f}", m.targets.shown(ours.loss())
-            if result.startswith("loss") and other.size > 1.05 * largest:
-                result = f"not compared: our largest file has {largest:,.0f} bytes"
+            if result.startswith("loss"):
+                result = _between(m, other, largest) or result
         rows.append({**_described(other, m.targets), "ours, bytes": bytes_, "lost": lost, "result": result})
     return rows
+
+
+def _between(m: Measured, other: Other, largest: float) -> str | None:
+    """What can be said of a size at which we have no file; None where a file of ours is as large."""
+    if other.size > 1.05 * largest:
+        return f"not compared: our largest file has {largest:,.0f} bytes"
+    below = max((f for f in m.of(ALLOCATED) if f.bytes <= other.size), key=lambda f: f.bytes)
+    above = min((f for f in m.of(ALLOCATED) if f.bytes > other.size), key=lambda f: f.bytes, default=None)
+    if above is None or below.bytes > 0.98 * other.size:
+        return None
+    share = math.log(other.size / below.bytes) / math.log(above.bytes / below.bytes)
+    loss = below.loss() + share * (above.loss() - below.loss())
+    where = (
+        f"between our files of {below.bytes:,.0f} and {above.bytes:,.0f} bytes, {m.targets.shown(loss)} interpolated"
+    )
+    return f"win {where}" if loss < other.loss else f"loss {where}"
 
 
 def _described(other: Other, targets: Targets) -> dict[str, str]:
@@ -267,6 +288,11 @@ def equal_bytes_needed(m: Measured, f: File, what: str) -> float | None:
         return None
     losses, sizes = np.log(np.array(line)).T
     return float(np.exp(np.interp(math.log(value), losses, sizes)))
+
+
+def comparable(m: Measured) -> bool:
+    """Whether there are two files of each kind at least."""
+    return min(len(m.of(ALLOCATED)), len(m.of(EQUAL))) >= 2
 
 
 def allocation_saving(m: Measured) -> float | None:
