@@ -36,6 +36,7 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class Here:
     """This process, one job after the other."""
 
