@@ -121,6 +121,8 @@ def _document(rows: Mapping[str, Sequence[Row]], folder: Path) -> list[str]:
     versions = {row.tool: row.version for own in rows.values() for row in own[1:]}
     tools_used = ", ".join(f"{tool} {version}" for tool, version in versions.items())
     text = [INTRODUCTION.format(torch=torch.__version__, tools=tools_used).strip()]
+    if absent := [name for name in NETWORKS if name not in rows]:
+        text += ["", f"Not measured here: {', '.join(absent)}."]
     for name, own in rows.items():
         network = NETWORKS[name]
         text += ["", f"## {name}", ""]
