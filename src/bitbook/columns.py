@@ -78,6 +78,28 @@ class ColumnEncoder(ABC):
         return values
 
 
+class BatchEncoder(ColumnEncoder):
+    """An encoder of single columns whose one loop is `choose_batch`; a column alone is a batch of one."""
+
+    width = 1
+
+    def choose(
+        self, target: F32[Tensor, "rows 1"], start: int, metric: F64[Tensor, "groups 1 1"]
+    ) -> F32[Tensor, "rows 1"]:
+        shape = (len(metric), len(target) // len(metric), 1)
+        w, nothing = target.double().reshape(shape), torch.zeros(shape, dtype=torch.float64)
+        return self.choose_batch(w, nothing, metric.sqrt(), [(start, start + 1)]).reshape(-1, 1).float()
+
+    @abstractmethod
+    def choose_batch(
+        self,
+        w: F64[Tensor, "groups rows n"],
+        carried: F64[Tensor, "groups rows n"],
+        root: F64[Tensor, "groups n n"],
+        parts: list[tuple[int, int]],
+    ) -> F64[Tensor, "groups rows n"]: ...
+
+
 class Feedback(Protocol):
     """What goes over the columns: `ErrorFeedback`, as recipes see it."""
 

@@ -211,9 +211,7 @@ def _finetuned(
     choices = tuple(
         Choice(name, "fine-tuned", stored.recipe, math.prod(stored.shape), size, 0.0, {})
         for name, stored in tuned.tensors.items()
-        if isinstance(stored, Quantized)
-        and (size := ledger.by_tensor().get(name, 0))
-        and name in dict(model.named_parameters())
+        if isinstance(stored, Quantized) and (size := ledger.by_tensor().get(name, 0)) and name in parameters
     )
     report = replace(report, size=ledger.total, reached=True, divergence=repair.after, choices=choices, dense={})
     return Fitted(tuned, report)

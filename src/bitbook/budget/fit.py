@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bitbook.apply import freeze, restore
-from bitbook.artifact import Artifact
+from bitbook.artifact import Artifact, Ledger
 from bitbook.artifact.write import to_bytes
 from bitbook.batchnorm import absorb_statistics, normalisations, shift_statistics
 from bitbook.biases import correct_biases
@@ -57,11 +57,16 @@ class Fitted(NamedTuple):
 class _File(NamedTuple):
     """One file that was made on the way."""
 
-    size: int
+    ledger: Ledger
     divergence: float
     artifact: Artifact
     chosen: Mapping[str, Candidate]
     repairs: Sequence[Repair]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.ledger.total
 
 
 Progress = Callable[[str, int, int], None]
@@ -149,8 +154,9 @@ class Fit:
         Where there is none, the smallest that could be made; the report says so.
         """
         whole = freeze(self.original)
-        if len(to_bytes(whole)[0]) <= budget:
-            return self._as_it_is(whole, budget)
+        unchanged = len(to_bytes(whole)[0])
+        if unchanged <= budget:
+            return self._as_it_is(whole, unchanged, budget)
         lam, extra = self._trusted(budget)
         self._widen(lam)
         made: list[_File] = []
@@ -172,8 +178,8 @@ class Fit:
             return self._fitted(budget, lam, min(fitting, key=lambda one: one.divergence), len(made))
         made.append(self._file(self._smallest(lam)))
         smallest = min(made, key=lambda one: one.size)
-        if len(to_bytes(whole)[0]) <= smallest.size:
-            return self._as_it_is(whole, budget)
+        if unchanged <= smallest.size:
+            return self._as_it_is(whole, unchanged, budget)
         return self._fitted(budget, lam, smallest, len(made))
 
     def at_price(self, lam: float) -> Fitted:
@@ -281,17 +287,8 @@ class Fit:
 
     def _first_price(self, bits: float) -> float:
         """The slope of loss against bits if a bit less were a factor of four in squared error, from no bits on."""
-        whole = sum(self._energy(tensors) for tensors in self.tensors.values())
+        whole = sum(tensors.sensitivity.left_out(tensors.weight) for tensors in self.tensors.values())
         return max(2 * math.log(2) * whole * 4.0**-bits / self._count, 1e-30)  # also of weights that are all zero
-
-    def _energy(self, tensors: Tensors) -> float:
-        """What leaving out the tensor would cost, if that were a small change."""
-        w, sensitivity = tensors.weight, tensors.sensitivity
-        if sensitivity.moments is None or sensitivity.rows is None:
-            return float((sensitivity.fisher * w.square()).sum()) / 2
-        matrix = w.double().reshape(len(sensitivity.moments), -1, sensitivity.moments.shape[1])
-        outputs = ((matrix @ sensitivity.moments) * matrix).sum(2).flatten()
-        return float((sensitivity.rows * outputs).sum()) / 2
 
     def _candidates(self, lam: float, what: str) -> dict[str, Candidate]:
         """The first kind that fits each tensor, at a price."""
@@ -379,7 +376,7 @@ class Fit:
     # -- encoding ------------------------------------------------------------------------------
     def _file(self, chosen: Mapping[str, Candidate]) -> _File:
         artifact, repairs, divergence = self.encoded(chosen)
-        return _File(len(to_bytes(artifact)[0]), divergence, artifact, chosen, repairs)
+        return _File(to_bytes(artifact)[1], divergence, artifact, chosen, repairs)
 
     @torch.no_grad()
     def encoded(self, chosen: Mapping[str, Candidate]) -> tuple[Artifact, list[Repair], float]:
@@ -472,8 +469,7 @@ class Fit:
         limit = self.settings.seconds
         return limit is not None and time.monotonic() - self.began > share * limit
 
-    def _as_it_is(self, whole: Artifact, budget: int) -> Fitted:
-        size = len(to_bytes(whole)[0])
+    def _as_it_is(self, whole: Artifact, size: int, budget: int) -> Fitted:
         reason = "the budget holds the model as it is" if size <= budget else "nothing smaller than the model was found"
         reasons = dict.fromkeys(whole.tensors, reason)
         seconds = time.monotonic() - self.began
@@ -481,11 +477,8 @@ class Fit:
 
     def _fitted(self, budget: int | None, lam: float, file: _File, rounds: int) -> Fitted:
         """The file, with the reasons for what is in it."""
-        size, divergence, artifact, chosen, repairs = file
-        ledger = to_bytes(artifact)[1]
-        sizes: dict[str, int] = {}
-        for row in ledger.rows:
-            sizes[row.tensor] = sizes.get(row.tensor, 0) + row.bytes
+        ledger, divergence, artifact, chosen, repairs = file
+        size, sizes = ledger.total, ledger.by_tensor()
         choices = []
         for name, candidate in chosen.items():
             tensors = self.tensors[name]
@@ -520,7 +513,7 @@ def _quantizable(parameter: Tensor) -> bool:
     return parameter.is_floating_point() and parameter.numel() > 0
 
 
-def _absorb(model: nn.Module) -> bool:
+def _absorb(model: nn.Module) -> None:
     """Let normalisations take their statistics into weight and bias, if all of them have both for themselves."""
     layers = normalisations(model).values()
     owners = [id(p) for module in model.modules() for p in module._parameters.values() if p is not None]
@@ -529,8 +522,6 @@ def _absorb(model: nn.Module) -> bool:
     }
     if not shared and all(layer._parameters.get(name) is not None for layer in layers for name in ("weight", "bias")):
         absorb_statistics(model)
-        return True
-    return False
 
 
 def _lossless(buffer: Tensor) -> Tensor | Quantized:

@@ -62,6 +62,14 @@ class Sensitivity:
         error = (stored.decode() - w.detach().float()).double()
         return float((self.fisher.double() * error.square()).sum()) / 2
 
+    def left_out(self, w: Tensor) -> float:
+        """What leaving out the tensor would cost, if that were a small change."""
+        if self.moments is None or self.rows is None:
+            return float((self.fisher * w.square()).sum()) / 2
+        matrix = w.double().reshape(len(self.moments), -1, self.moments.shape[1])
+        outputs = ((matrix @ self.moments) * matrix).sum(2).flatten()
+        return float((self.rows * outputs).sum()) / 2
+
 
 def weighted(found: Mapping[str, Sensitivity], trust: float) -> dict[str, Sensitivity]:
     """Sensitivities between equal errors of all weights (`trust` 0) and what the Fisher information says (1).

@@ -26,6 +26,7 @@ from bitbook.apply import dequantize_, freeze, quantize_, quantize_dense, restor
 from bitbook.artifact import Artifact, to_bytes
 from bitbook.batchnorm import absorb_statistics, fixed_statistics, normalisations, shift_statistics
 from bitbook.errors import BudgetError, PlanError
+from bitbook.loop import IGNORED, cross_entropy
 from bitbook.plan import Plan
 from bitbook.qat import FakeQuantize, Regime
 from bitbook.quantizer import FitOptions, Quantized
@@ -37,9 +38,6 @@ Augment = Callable[[Tensor, Generator], Tensor]
 """Inputs of a batch, moved about as in the network's own training."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of logits and targets, a mean over the batch."""
-
-IGNORED = -100
-"""A target that is none, as torch has it."""
 
 _CALIBRATION = 500  # examples on which statistics are shifted
 _NEARER = (0.25, 0.5, 0.75, 1.0)  # of the way from levels back to float weights; a code may end anywhere between
@@ -85,11 +83,6 @@ class FineTuning:
             raise PlanError(f"{self}: use whole numbers from 1, positive rates and temperature, and shares from 0 to 1")
         if self.statistics not in ("batch", "stored") or self.precision not in ("float32", "bfloat16"):
             raise PlanError(f"{self}: statistics are 'batch' or 'stored', precision 'float32' or 'bfloat16'")
-
-
-def cross_entropy(logits: Float[Tensor, "*places classes"], targets: Tensor) -> Tensor:
-    """Of classes, or of the tokens of sequences; the mean over all targets that are not `IGNORED`."""
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
 
 
 def finetune(

@@ -15,14 +15,14 @@ from jaxtyping import Float64 as F64
 from torch import Tensor
 
 from bitbook.blocks import Grid
-from bitbook.columns import ColumnEncoder
+from bitbook.columns import BatchEncoder
 from bitbook.compiling import compiler
 from bitbook.quantizer import LARGEST_CODE, CodeBits, Price, code_dtype
 from bitbook.rate.rates import Rates
 from bitbook.scalar.kernels import serve
 
 
-class Sweep(ColumnEncoder):
+class Sweep(BatchEncoder):
     """Chooses signed whole numbers, each magnitude with its point; points beyond the last go on at its distance.
 
     Args:
@@ -32,8 +32,6 @@ class Sweep(ColumnEncoder):
         dead_zone: share of the first point up to which a target becomes zero, without a price; None rounds to even.
         price: λ and the rates of the stream, or None.
     """
-
-    width = 1
 
     def __init__(
         self,
@@ -57,13 +55,6 @@ class Sweep(ColumnEncoder):
     def serves(w: Tensor, price: Price | None) -> bool:
         """Whether the loop can take `w`, and such a price."""
         return serve(w) and (price is None or _ordered(price.bits["codes"]))
-
-    def choose(
-        self, target: F32[Tensor, "rows c"], start: int, metric: F64[Tensor, "groups c c"]
-    ) -> F32[Tensor, "rows c"]:
-        shape = (len(metric), len(target) // len(metric), 1)
-        w, nothing = target.double().reshape(shape), torch.zeros(shape, dtype=torch.float64)
-        return self.choose_batch(w, nothing, metric.sqrt(), [(start, start + 1)]).reshape(-1, 1).float()
 
     def choose_batch(
         self,

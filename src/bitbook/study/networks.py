@@ -36,14 +36,12 @@ from bitbook.apply import freeze
 from bitbook.budget.candidates import MATRIX_KINDS, coded_size, encode
 from bitbook.budget.fit import Fit, FitSettings
 from bitbook.budget.report import Report
-from bitbook.budget.sensitivity import Sensitivity, weighted
+from bitbook.budget.sensitivity import weighted
 from bitbook.data import IGNORED, Split, crop_images
 from bitbook.data.cifar import BLACK
 from bitbook.errors import PlanError
 from bitbook.models import build_model
 from bitbook.outputs import Categorical
-from bitbook.quantizer import quantize
-from bitbook.scalar.leaves import Integer
 from bitbook.study.storage import canonical_json
 from bitbook.study.trial import load_parts, measure_file
 
@@ -262,7 +260,7 @@ def probes(cell: Cell) -> list[dict[str, Any]]:
         if tensors.weight.dim() < 2:
             continue
         own = views[cell["trust"]][name]
-        whole = left_out(tensors.weight, own)
+        whole = own.left_out(tensors.weight)
         for bits in cell["bits"]:
             # A bit less is a factor of four in squared error, so this is the slope of loss against bits.
             price = 2 * math.log(2) * whole * 4.0**-bits / tensors.weight.numel()
@@ -278,11 +276,6 @@ def probes(cell: Cell) -> list[dict[str, Any]]:
                 "divergence": fit.divergence(model),
             })  # fmt: skip
     return rows
-
-
-def left_out(w: Tensor, sensitivity: Sensitivity) -> float:
-    """What leaving out the tensor would cost, if that were a small change."""
-    return sensitivity.loss(w, quantize(Integer(1), torch.zeros_like(w)))
 
 
 def compared_trusts(cell: Cell, data: Split) -> dict[str, Any]:

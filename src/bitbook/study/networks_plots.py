@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,16 +31,10 @@ def size_loss_plot(panels: Mapping[str, Sequence[Curve]], path: str | Path) -> P
     """
     if not panels:
         raise StudyError("there is nothing to draw: no networks")
-    matplotlib = optional_import("matplotlib", "study")
-    figure_module = optional_import("matplotlib.figure", "study")
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = figure_module.Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for (title, curves), ax in zip(panels.items(), grid.flat, strict=False):
-            ax.set_title(title, fontsize=8.5, fontweight="bold", loc="left")
+    with _axes(list(panels), (4.2, 3.1), path) as axes:
+        for title, curves in panels.items():
+            ax = axes[title]
             unit = curves[0].unit if curves else "points"
             for curve in curves:
                 color, marker = style(names.index(curve.name))
@@ -55,9 +50,6 @@ def size_loss_plot(panels: Mapping[str, Sequence[Curve]], path: str | Path) -> P
             ax.set_xlabel("file, kB")
             ax.set_ylabel("points lost on test" if unit == "points" else "nats lost on test")
             ax.legend(loc="best", fontsize=6.5)
-        for ax in grid.flat[len(panels) :]:
-            ax.set_axis_off()
-        _save(figure, path)
     return Path(path)
 
 
@@ -68,16 +60,9 @@ def predicted_plot(panels: Mapping[str, Sequence[tuple[float, float]]], path: st
     """
     if not panels:
         raise StudyError("there is nothing to draw: no probes")
-    matplotlib = optional_import("matplotlib", "study")
-    figure_module = optional_import("matplotlib.figure", "study")
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = figure_module.Figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for (title, pairs), ax in zip(panels.items(), grid.flat, strict=False):
-            kept = [(p, d) for p, d in pairs if p > 0 and d > 0]
-            ax.set_title(title, fontsize=8.5, fontweight="bold", loc="left")
+    with _axes(list(panels), (3.6, 3.2), path) as axes:
+        for title, pairs in panels.items():
+            ax, kept = axes[title], [(p, d) for p, d in pairs if p > 0 and d > 0]
             ax.plot([p for p, _ in kept], [d for _, d in kept], "o", color=style(0)[0], ms=3.5, mew=0)
             if kept:
                 ends = [min(min(pair) for pair in kept), max(max(pair) for pair in kept)]
@@ -86,10 +71,25 @@ def predicted_plot(panels: Mapping[str, Sequence[tuple[float, float]]], path: st
             ax.set_yscale("log")
             ax.set_xlabel("predicted, nats")
             ax.set_ylabel("measured, nats")
-        for ax in grid.flat[len(panels) :]:
-            ax.set_axis_off()
-        _save(figure, path)
     return Path(path)
+
+
+@contextmanager
+def _axes(titles: Sequence[str], size: tuple[float, float], path: str | Path) -> Iterator[dict[str, Any]]:
+    """An axes for each title, two in a row, each of `size` inches, and a saved file at the end."""
+    matplotlib = optional_import("matplotlib", "study")
+    figure_module = optional_import("matplotlib.figure", "study")
+    columns = min(2, len(titles))
+    rows = -(-len(titles) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = figure_module.Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for title, ax in zip(titles, grid, strict=False):
+            ax.set_title(title, fontsize=8.5, fontweight="bold", loc="left")
+        for ax in grid[len(titles) :]:
+            ax.set_axis_off()
+        yield dict(zip(titles, grid, strict=False))
+        _save(figure, path)
 
 
 def _plain_ticks(ax: Any, sizes: Sequence[float]) -> None:

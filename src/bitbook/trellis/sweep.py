@@ -15,7 +15,7 @@ from jaxtyping import Float64 as F64
 from jaxtyping import Int
 from torch import Tensor
 
-from bitbook.columns import ColumnEncoder
+from bitbook.columns import BatchEncoder
 from bitbook.compiling import compiler
 from bitbook.scalar.kernels import serve
 from bitbook.trellis import viterbi
@@ -23,7 +23,7 @@ from bitbook.trellis.machine import next_states, previous
 from bitbook.trellis.viterbi import Ladder
 
 
-class LadderPath(ColumnEncoder):
+class LadderPath(BatchEncoder):
     """Chooses the levels of a path down the columns.
 
     Args:
@@ -33,7 +33,6 @@ class LadderPath(ColumnEncoder):
         priced: whether squared errors are set against a price, so that their scale matters.
     """
 
-    width = 1
     ordered = True
 
     def __init__(self, states: int, steps: F32[Tensor, "rows cols"], ladder: Ladder, *, priced: bool) -> None:
@@ -46,13 +45,6 @@ class LadderPath(ColumnEncoder):
     def serves(w: Tensor) -> bool:
         """Whether the loop can take `w`: a path is searched column by column, as a whole."""
         return serve(w) and w.dim() > 0 and w.shape[0] <= viterbi.SEGMENT
-
-    def choose(
-        self, target: F32[Tensor, "rows 1"], start: int, metric: F64[Tensor, "groups 1 1"]
-    ) -> F32[Tensor, "rows 1"]:
-        shape = (len(metric), len(target) // len(metric), 1)
-        w, nothing = target.double().reshape(shape), torch.zeros(shape, dtype=torch.float64)
-        return self.choose_batch(w, nothing, metric.sqrt(), [(start, start + 1)]).reshape(-1, 1).float()
 
     def choose_batch(
         self,
