@@ -44,7 +44,7 @@ _DENSE = Plan({"*bn?.weight": _VECTORS, "*bn?.bias": _VECTORS, "linear.bias": _V
                "*.running_var": Integer(2), "*.num_batches_tracked": Integer(1)})  # fmt: skip
 STEPS: Mapping[int, float] = {34_000: 0.18, 20_000: 0.3, 26_000: 0.24, 48_000: 0.14}
 """Where the steps of weights begin, by the bytes to be reached: error feedback alone then ends a little above them."""
-TRAINING: Mapping[str, Any] = {"epochs": 7, "batch": 64, "lr": 1e-3, "precision": "bfloat16"}
+TRAINING: Mapping[str, Any] = {"epochs": 40, "batch": 64, "lr": 1e-3, "precision": "bfloat16"}
 
 
 def tuned_cell(budget: int, step: float, seed: int, **training: Any) -> dict[str, Any]:
@@ -99,6 +99,7 @@ def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
         dense=Plan.from_json(cell["dense"]),
         augment=moved,
         seed=cell["seed"],
+        after_epoch=lambda epoch: print(epoch, flush=True),  # into the worker's log, for it takes more than an hour
     )
     fitted = clock()
     fresh = restore(found.artifact, build_model(cell["model"], seed=0))
