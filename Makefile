@@ -60,7 +60,7 @@ test-slow: $(STAMP) ## the tests that train for minutes
 	$(PY) -m pytest -m slow --timeout 1800 $(ARGS)
 
 bench: $(STAMP) ## every benchmark, one after the other
-	@set -e; for file in bench/*.py; do echo "== $$file"; $(PY) "$$file"; done
+	@set -e; for file in bench/*.py; do name=$$(basename $$file .py); echo "== $$name"; $(PY) -m bench.$$name; done
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

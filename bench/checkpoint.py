@@ -1,6 +1,6 @@
 """A made-up checkpoint compressed and decompressed: wall time, bytes, and memory of all processes together.
 
-    python bench/checkpoint.py [--gigabytes 5] [--bits 3] [--workers 2] [--folder FOLDER] [--keep]
+    python -m bench.checkpoint [--gigabytes 5] [--bits 3] [--workers 2] [--folder FOLDER] [--keep]
 
 Shapes are those of a Llama, weights are bfloat16, Student-t with 5 degrees of freedom and a scale per row.  They come
 from a pool of 2^22 values, which no coder here can notice.  Memory is the resident set of the command and its workers,

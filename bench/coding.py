@@ -1,6 +1,6 @@
 """The same codes through every coder: bytes, and symbols decoded per second.
 
-    python bench/coding.py [FILES.npz ...] [--json PATH] [--write docs/results] [--epochs 3]
+    python -m bench.coding [FILES.npz ...] [--json PATH] [--write docs/results] [--epochs 3]
 
 Each file holds integer matrices; all of a file's matrices are one group.  Without files, groups are made: the MLP
 trained on MNIST for a few epochs at three prices of a bit (it needs BITBOOK_DATA), and a made-up sparse layer.
@@ -18,15 +18,15 @@ import lzma
 import os
 import subprocess
 import tempfile
-import time
-import venv
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from bench.peers.environments import environment, last_line, own_variables
+from bench.peers.timing import seconds
 
 import bitbook
 from bitbook import ECSQ, Plan, RateTraining
@@ -41,7 +41,6 @@ from bitbook.models import build_model
 from bitbook.quantizer import Quantized, Stream, StreamSpec
 
 HERE = Path(__file__).parent
-ENVIRONMENTS = HERE.parent / ".bench"
 CODERS: Mapping[str, Coder] = {
     "Smallest": Smallest(),
     "Context small": Context("small"),
@@ -149,54 +148,20 @@ def conditional_entropy(matrix: np.ndarray) -> float:
 # -- peers -------------------------------------------------------------------------------------
 
 
-def peer(name: str) -> Path | str:
-    """The interpreter of a peer's environment, made where there is none yet; or why there is none."""
-    folder = ENVIRONMENTS / name
-    python, done = folder / "bin" / "python", folder / "installed"
-    if done.exists() and done.read_text() == " ".join(PEERS[name]):
-        return python
-    print(f"installing {' '.join(PEERS[name])} into {folder.relative_to(HERE.parent)}", flush=True)
-    try:
-        venv.create(folder, with_pip=True, clear=True)
-    except subprocess.CalledProcessError as error:
-        return f"an environment cannot be made in {folder}: {error}"
-    pip = [python, "-m", "pip", "install", "--quiet", *PEERS[name]]
-    result = subprocess.run(pip, capture_output=True, text=True, env=_own_environment())
-    if result.returncode:
-        return (result.stderr.strip().splitlines() or ["pip failed"])[-1]
-    done.write_text(" ".join(PEERS[name]))
-    return python
-
-
 def by_peer(name: str, matrices: Sequence[np.ndarray]) -> dict[str, dict[str, float]] | str:
     """Bytes and seconds of decoding of each of a peer's coders, or why there are none."""
-    python = peer(name)
+    python = environment(name, PEERS[name])
     if isinstance(python, str):
         return python
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "group.npz"
         np.savez(path, *matrices)
         command = [python, HERE / "peers" / f"{name}.py", path]
-        result = subprocess.run(command, capture_output=True, text=True, env=_own_environment())
-    return (result.stderr.strip().splitlines() or ["it failed"])[-1] if result.returncode else json.loads(result.stdout)
-
-
-def _own_environment() -> dict[str, str]:
-    """Without our PYTHONPATH, which would bring our packages into a peer's environment."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        result = subprocess.run(command, capture_output=True, text=True, env=own_variables())
+    return last_line(result.stderr) or "it failed" if result.returncode else json.loads(result.stdout)
 
 
 # -- measuring ---------------------------------------------------------------------------------
-
-
-def seconds(call: Callable[[], object]) -> float:
-    call()
-    start = time.process_time()
-    repetitions = 0
-    while time.process_time() - start < 0.2:
-        call()
-        repetitions += 1
-    return (time.process_time() - start) / repetitions
 
 
 def measure(group: str, matrices: Sequence[np.ndarray]) -> list[Result]:
@@ -281,7 +246,7 @@ def write(results: Sequence[Result], folder: Path, epochs: int) -> None:
     text = [
         "# The same codes through every coder",
         "",
-        f"Made by `python bench/coding.py --write docs/results`, torch {torch.__version__}, one thread; every",
+        f"Made by `python -m bench.coding --write docs/results`, torch {torch.__version__}, one thread; every",
         "number is a row of [coding.csv](coding.csv) or follows from it. A group is the three weight matrices of",
         f"mlp-784-128-64-10, trained on MNIST for {epochs} epochs with `ECSQ(3)` at the price λ, seed 0; *made up* is",
         "one sparse layer. Bytes are those of the codes alone: no coder is charged for shapes, and constriction not",

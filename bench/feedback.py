@@ -1,6 +1,6 @@
 """What error feedback does at equal bytes, on inputs that it was not calibrated on.
 
-    python bench/feedback.py [mnist] [resnet]
+    python -m bench.feedback [mnist] [resnet]
 
 Output error is E‖(ŵ - w)x‖² / E‖wx‖² of one layer on held-out inputs; bytes are those of the file that holds it.  The
 reference is rounding to the nearest level: at each size, the step of the least held-out error, interpolated.
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.test_feedback import gptq
 from torch import Generator, Tensor, nn
 
 from bitbook import (
@@ -42,9 +43,6 @@ from bitbook import (
 from bitbook.artifact import to_bytes
 from bitbook.data import load_dataset
 from bitbook.models import build_model
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.test_feedback import gptq
 
 Moments = Tensor
 CALIBRATION = 4096

@@ -1,6 +1,6 @@
 """Whether batch normalisations should be folded before weights are quantized, at equal bytes of whole files.
 
-    python bench/fold.py [--steps 1.4 1 0.7 0.5] [--calibration 256] [--test 2000]
+    python -m bench.fold [--steps 1.4 1 0.7 0.5] [--calibration 256] [--test 2000]
 
 The public ResNet-20, `ECSQ()` with one step for all convolutions and the linear layer, error feedback, everything else
 in bfloat16.  A variant is how the rows of a convolution share their scale with what follows it:

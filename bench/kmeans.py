@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import statistics
 import subprocess
 import tempfile
@@ -26,14 +25,14 @@ from typing import cast
 
 import numpy as np
 import torch
+from bench.peers.environments import environment, own_variables
 
 from bitbook.vector.kmeans import assign, kmeans
 from bitbook.vector.line import optimal_centroids
 
 HERE = Path(__file__).parent
 FAISS_INSTALL = "pip install faiss-cpu"
-LINE = HERE.parent / ".bench" / "line" / "bin" / "python"
-LINE_INSTALL = "python -m venv .bench/line && .bench/line/bin/pip install kmeans1d==0.5.0 ckwrap==1.2.3"
+LINE = ("numpy==2.4.6", "ckwrap==1.2.3", "kmeans1d==0.5.0")
 LINE_CASES = ((100_000, 16), (10_000, 16), (100_000, 256))
 
 
@@ -132,18 +131,17 @@ def processor_seconds(call: Callable[[], object], repetitions: int) -> float:
     return (time.process_time() - start) / repetitions
 
 
-def measure_line(n: int, k: int, repetitions: int) -> list[dict[str, object]]:
-    """bitbook with and without weights, each beside its peer."""
+def measure_line(n: int, k: int, repetitions: int, python: Path | str) -> list[dict[str, object]]:
+    """bitbook with and without weights, each beside its peer, where `python` has them."""
     rng = np.random.default_rng(0)
     points, weights = rng.standard_normal(n).astype(np.float32), rng.uniform(0.1, 1, n).astype(np.float32)
     peers: dict[str, dict[str, object]] = {}
-    if LINE.exists():
+    if isinstance(python, Path):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "scalars.npz"
             np.savez(path, points=points, weights=weights)
-            environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-            command = [LINE, HERE / "peers" / "line.py", path, str(k)]
-            run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+            command = [python, HERE / "peers" / "line.py", path, str(k)]
+            run = subprocess.run(command, capture_output=True, text=True, check=True, env=own_variables())
         peers = json.loads(run.stdout)
     rows: list[dict[str, object]] = []
     for own, peer, mass in (("bitbook", "kmeans1d", None), ("bitbook, weighted", "ckwrap, weighted", weights)):
@@ -209,13 +207,14 @@ def main() -> None:
         )
 
     print(f"{'library':<20}{'median s':>10}{'bitbook/it':>12}{'mean inertia':>16}{'bitbook/it':>12}")
+    python = environment("line", LINE)
     for n, k in LINE_CASES:
         print(f"{n:,} scalars, k={k}")
-        for row in measure_line(n, k, options.repetitions):
+        for row in measure_line(n, k, options.repetitions, python):
             show(row)
-        if not LINE.exists():
-            print(f"  kmeans1d and ckwrap skipped: not installed; run: {LINE_INSTALL}")
-            rows.append({"case": f"{n:,} scalars, k={k}", "library": "kmeans1d, ckwrap", "skipped": LINE_INSTALL})
+        if isinstance(python, str):
+            print(f"  kmeans1d and ckwrap skipped: {python}")
+            rows.append({"case": f"{n:,} scalars, k={k}", "library": "kmeans1d, ckwrap", "skipped": str(python)})
     for case in CASES:
         print(case)
         for row in measure(case, runs, options.repetitions):

@@ -5,7 +5,7 @@ the median over the repetitions is reported with their minimum and maximum. One 
 spends on it, so that other programs on a shared machine count little; several, by the clock. Without BITBOOK_DATA,
 random images of MNIST's shape stand in for it: no time depends on the pixels.
 
-    python bench/train.py [--json PATH] [--quick] [--threads 1] [--epochs 1]
+    python -m bench.train [--json PATH] [--quick] [--threads 1] [--epochs 1]
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Speeds of trellis-coded quantization, one thread: `python bench/trellis.py [--json PATH] [--samples 1000000]`.
+"""Speeds of trellis-coded quantization, one thread: `python -m bench.trellis [--json PATH] [--samples 1000000]`.
 
 Encoding is one search for the best path with bits in its metric, as `Trellis.encode_priced` runs it; decoding is from
 bytes to weights: rANS beside the machine, then the levels' values.  Times are what the processor spends, the best of
