@@ -156,6 +156,8 @@ class Survey:
     """How often each parameter's columns were multiplied with inputs, in the order of first use."""
     rows: dict[str, F64[Tensor, " rows"]] = field(default_factory=dict)
     """Mean squared input of each row, where inputs lie along the first axis, in that order, too."""
+    choices: dict[str, F64[Tensor, " rows"]] = field(default_factory=dict)
+    """How often each row was chosen, where inputs choose rows: of embeddings."""
     others: dict[str, str] = field(default_factory=dict)
     """Why a parameter has no second moments, in words; without an entry, no input reached it."""
 
@@ -165,6 +167,7 @@ def survey(model: nn.Module, batches: Tensor | Iterable[Any], names: Collection[
     counts: dict[str, int] = {}
     sums: dict[str, F64[Tensor, " rows"]] = {}
     places: dict[str, int] = {}
+    choices: dict[str, F64[Tensor, " rows"]] = {}
 
     def look(name: str, use: Use) -> None:
         if isinstance(use, Columns):
@@ -175,13 +178,15 @@ def survey(model: nn.Module, batches: Tensor | Iterable[Any], names: Collection[
                 sums[name], places[name] = torch.full_like(energy, use.prior), 0
             sums[name] += energy
             places[name] += count
+            if use.prior:
+                choices[name] = choices.get(name, 0) + energy
 
     seen = run(model, batches, parameters_by_name(model, names), look)
     rows = {name: energy / max(places[name], 1) for name, energy in sums.items()}
     for name, energy in rows.items():
         if not energy.isfinite().all():
             raise PlanError(f"{name}: its inputs hold NaN or infinity on the calibration inputs")
-    return Survey(seen.forwards, counts, rows, seen.others)
+    return Survey(seen.forwards, counts, rows, choices, seen.others)
 
 
 @torch.no_grad()

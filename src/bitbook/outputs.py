@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -79,6 +79,16 @@ class Gaussian:
     def drawn(self, outputs: Tensor, generator: Generator) -> Total:
         noise = torch.randn(outputs.shape, generator=generator, device=outputs.device)
         return Total((outputs.float() * noise).sum(), len(outputs))
+
+
+@torch.no_grad()
+def mean_divergence(outputs: Outputs, pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The divergence per prediction over pairs of what a model and its reference give, in the unit of `outputs`."""
+    total, predictions = 0.0, 0
+    for found, reference in pairs:
+        part = outputs.divergence(found, reference)
+        total, predictions = total + float(part.sum), predictions + part.predictions
+    return total / predictions
 
 
 def tensor_of(outputs: Any) -> Tensor:

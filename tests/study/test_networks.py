@@ -128,7 +128,11 @@ def test_the_document_of_made_up_results(tmp_path: Path) -> None:
         {"model": "resnet-20", "budget": 34_000, "seed": 0},
         {"bytes": 33_990, "rows": [{"split": "test", "accuracy": 91.0, "loss": 0.3}], "divergence": 0.02},
     )
-    networks_document.write_document(results, tmp_path, [tuned])
+    told = record(
+        {"model": "stories260k", "budget": 90_000, "seed": 0},
+        {"bytes": 89_900, "rows": [{"split": "test", "accuracy": 50.0, "loss": 0.5}], "divergence": 0.05},
+    )
+    networks_document.write_document(results, tmp_path, [tuned, told])
     text = (tmp_path / "networks.md").read_text(encoding="utf-8")
     assert "Not measured here: CIFAR-10, ResNet-8, CIFAR-10, ResNet-44." in text
     resnet, stories = text.split("## TinyStories")[0], text.split("## TinyStories")[1]
@@ -145,7 +149,8 @@ def test_the_document_of_made_up_results(tmp_path: Path) -> None:
         and "calibrated" not in resnet.split("Others:")[1].splitlines()[0]
     )
     assert "allocation needs 9.1 % fewer bytes than equal bits" in text
-    assert "| 34,000 | 0 | 33,990 | 0.73 | 0.0200 |" in resnet and "### Fine-tuned" not in stories
+    assert "| 34,000 | 0 | 33,990 | 0.73 | 0.0200 |" in resnet and "answers on training\nimages" in resnet
+    assert "| 90,000 | 0 | 89,900 | 0.2000 | 0.0500 |" in stories and "answers on training\nstories" in stories
     assert "best at equal bytes is 0, as chosen here" in resnet and "0, other than the 1 used here" in stories
     assert (
         "| 4 | 1.000 | 1.000 | 2.00 |" in text and "91.73 % on test; divergence held out is 1.50 to 1.50 times" in text
@@ -189,18 +194,15 @@ def test_calibration_examples_are_long_enough_and_moved(generator: Generator) ->
     y = x.clone()
     y[::2, 3:] = IGNORED
     data = Split(x, y, x[:0], y[:0])
-    cell = {"calibration": {"examples": 3, "length": 4}, "seed": 0}
-    found = networks.calibration_inputs(cell, data, (8,))
+    found = networks.calibration_inputs({"examples": 3, "length": 4}, data, (8,), 0)
     assert found.shape == (3, 4) and set((found[:, 0] // 8).tolist()) == {1, 3, 5}
     with pytest.raises(PlanError, match="4 calibration examples were asked for, but only 3 are there"):
-        networks.calibration_inputs({**cell, "calibration": {"examples": 4, "length": 4}}, data, (8,))
+        networks.calibration_inputs({"examples": 4, "length": 4}, data, (8,), 0)
     images = torch.rand(5, 3 * 6 * 6, generator=generator)
     crop = {"margin": 1, "mirror": True, "background": [0.0, 0.0, 0.0]}
-    cell = {"calibration": {"examples": 5, "crop": crop}, "seed": 1}
-    moved = networks.calibration_inputs(cell, Split(images, y, x, y), (3, 6, 6))
-    assert moved.shape == images.shape and torch.equal(
-        moved, networks.calibration_inputs(cell, Split(images, y, x, y), (3, 6, 6))
-    )
+    how = {"examples": 5, "crop": crop}
+    moved, again = (networks.calibration_inputs(how, Split(images, y, x, y), (3, 6, 6), 1) for _ in range(2))
+    assert moved.shape == images.shape and torch.equal(moved, again)
     assert not math.isclose(float(moved.sum()), float(images.sum()))
 
 

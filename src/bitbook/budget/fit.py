@@ -29,7 +29,7 @@ from bitbook.budget.sensitivity import measure, weighted
 from bitbook.calls import calls, evaluating, repeatable, tensors_in
 from bitbook.errors import PlanError, WeightError
 from bitbook.importance import second_moments
-from bitbook.outputs import Categorical, Outputs, tensor_of
+from bitbook.outputs import Categorical, Outputs, mean_divergence, tensor_of
 from bitbook.quantizer import Quantized, checked, quantize
 from bitbook.scalar.leaves import Integer
 from bitbook.slot import slots
@@ -248,15 +248,13 @@ class Fit:
         """A model with what the file holds, evaluating."""
         return restore(artifact, copy.deepcopy(self.original)).eval()
 
-    @torch.no_grad()
     def divergence(self, model: nn.Module) -> float:
         """How far predictions are from the float model's, a mean over those on the calibration inputs."""
-        total, predictions = 0.0, 0
         with evaluating(model):
-            for call, reference in self._references():
-                sum_, count = self.settings.outputs.divergence(tensor_of(model(*call.args, **call.kwargs)), reference)
-                total, predictions = total + float(sum_), predictions + count
-        return total / predictions
+            return mean_divergence(
+                self.settings.outputs,
+                ((tensor_of(model(*call.args, **call.kwargs)), known) for call, known in self._references()),
+            )
 
     # -- choosing ------------------------------------------------------------------------------
     def _tensors(self, trust: float) -> dict[str, Tensors]:

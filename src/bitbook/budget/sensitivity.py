@@ -4,7 +4,8 @@
 
 H says how errors of one row add up in its output, the Fisher information F how much that output matters: a
 Kronecker-factored approximation (Martens & Grosse 2015) of which the outputs' factor is kept diagonal, so that error
-feedback can lower it.  Where no H is known, ½ Σ F e² is what remains.
+feedback can lower it.  Where no H is known, ½ Σ F e² is what remains.  F of rows that inputs choose (embeddings, tied
+or not) is that after one more choice of each, since other inputs will choose others: `chosen_once_more`.
 
 That is a model of small changes, one at a time.  Where statistics of batch normalisation are repaired afterwards, or
 the calibration inputs were learned by heart, equal errors of all weights may do better.  `weighted` says how far F is
@@ -129,8 +130,19 @@ def measure(
     for name in names:
         silent = not sums[name] > 0
         fisher = torch.full_like(information[name], mean * _LEAST) if silent else information[name]
+        if name in seen.choices and not silent:
+            fisher = chosen_once_more(fisher, seen.choices[name])
         found[name] = replace(_sensitivity(fisher, moments.get(name)), silent=silent)
     return found, seen
+
+
+def chosen_once_more(fisher: F32[Tensor, "rows ..."], choices: F64[Tensor, " rows"]) -> F32[Tensor, "rows ..."]:
+    """Information of rows that inputs choose, as of an embedding, after one more choice of each (Laplace's rule).
+
+    The information of a row adds up over its choices, so that of one never chosen is not small, it is unknown: here it
+    is that of one choice, which is in each column the mean over all choices there were.
+    """
+    return (fisher.double() + fisher.double().sum(0) / choices.sum().clamp_min(1)).float()
 
 
 def _sensitivity(fisher: Tensor, moments: Tensor | None) -> Sensitivity:

@@ -13,12 +13,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, ItemsView, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
@@ -27,11 +26,12 @@ from bitbook.artifact import Artifact, to_bytes
 from bitbook.batchnorm import absorb_statistics, fixed_statistics, normalisations, shift_statistics
 from bitbook.errors import BudgetError, PlanError
 from bitbook.loop import IGNORED, cross_entropy
+from bitbook.outputs import Categorical
 from bitbook.plan import Plan
 from bitbook.qat import FakeQuantize, Regime
 from bitbook.quantizer import FitOptions, Quantized
 from bitbook.rate.pricing import Pricing
-from bitbook.rate.training import Epoch, Trained, heaviest, squeeze, trained_parameters
+from bitbook.rate.training import Epoch, Trained, descend, heaviest, squeeze
 from bitbook.slot import slots
 
 Augment = Callable[[Tensor, Generator], Tensor]
@@ -276,47 +276,29 @@ def _run(
 ) -> Sequence[Epoch]:
     """The training from the first step to the last."""
     x, y = data
-    side, rest = trained_parameters(model)
-    groups = [{"params": rest, "lr": training.lr}, {"params": side, "lr": training.side_lr}]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=not x.is_meta)
-    first_rates = [group["lr"] for group in optimizer.param_groups]
     half = training.precision == "bfloat16"
     epochs: list[Epoch] = []
-    with ExitStack() as stack:
-        if training.statistics == "stored":
-            stack.enter_context(fixed_statistics(model))
-        for _ in range(training.epochs):
-            model.train()
-            total, batches = torch.zeros(()), torch.randperm(len(x), generator=generator).split(training.batch)
-            for batch in batches:
-                rising = min(1.0, (pricing.done + 1) / (training.warm * pricing.steps + 1))
-                falling = (1 + math.cos(math.pi * pricing.done / pricing.steps)) / 2
-                for group, first in zip(optimizer.param_groups, first_rates, strict=True):
-                    group["lr"] = first * rising * falling
-                inputs, targets = x.index_select(0, batch), y.index_select(0, batch)
-                if augment is not None:
-                    inputs = augment(inputs, generator)
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-                    with torch.no_grad():
-                        answers = teacher(inputs).float() if training.distill else None
-                    logits = model(inputs).float()
-                value = torch.zeros(())
-                if answers is not None:
-                    value = training.distill * divergence(logits, answers, targets, training.temperature)
-                if training.distill < 1:
-                    value = value + (1 - training.distill) * loss(logits, targets)
-                optimizer.zero_grad()
-                value.backward()
-                pricing.add()
-                optimizer.step()
-                pricing.step()
-                if steering is not None:
-                    steering.step(value.detach())
-                total += value.detach()
-            epochs.append(Epoch(len(epochs), float(total) / len(batches), pricing.lam, pricing.bits))
-            if after_epoch is not None:
-                after_epoch(epochs[-1])
-    pricing.finish()
+
+    def loss_of(batch: Tensor) -> Tensor:
+        inputs, targets = x.index_select(0, batch), y.index_select(0, batch)
+        if augment is not None:
+            inputs = augment(inputs, generator)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            with torch.no_grad():
+                answers = teacher(inputs).float() if training.distill else None
+            logits = model(inputs).float()
+        value = torch.zeros(())
+        if answers is not None:
+            value = training.distill * divergence(logits, answers, targets, training.temperature)
+        if training.distill < 1:
+            value = value + (1 - training.distill) * loss(logits, targets)
+        return value
+
+    with fixed_statistics(model) if training.statistics == "stored" else nullcontext():
+        descend(
+            model, len(x), loss_of, training, pricing, generator, epochs,
+            warm=training.warm, after_step=None if steering is None else steering.step, after_epoch=after_epoch,
+        )  # fmt: skip
     model.eval()
     return epochs
 
@@ -333,9 +315,8 @@ def divergence(
         kept = targets.flatten() != IGNORED
         if not bool(kept.all()):
             logits, answers = logits[kept], answers[kept]
-    taught = (answers / temperature).log_softmax(-1)
-    given = (logits / temperature).log_softmax(-1)
-    return temperature**2 * F.kl_div(given, taught, reduction="sum", log_target=True) / max(len(logits), 1)
+    found = Categorical(temperature).divergence(logits, answers)
+    return temperature**2 * found.sum / max(found.predictions, 1)
 
 
 def _finished(artifact: Artifact, model: nn.Module, dense: Plan | None) -> Artifact:

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -198,37 +198,77 @@ def _run(
     after_epoch: Callable[[Epoch], None] | None,
 ) -> Pricing:
     """One training from the first step to the last; returns the pricing as it ended."""
-    model.train()
+    steps = training.epochs * math.ceil(len(x) / training.batch)
+    pricing = Pricing(model, lam, steps=steps, ramp=training.ramp, smooth=training.smooth, refit=training.refit)
+
+    def loss_of(batch: Tensor) -> Tensor:
+        answers = model(x.index_select(0, batch)).flatten(0, -2).log_softmax(1)  # of sequences, place by place
+        loss = F.nll_loss(answers, y.index_select(0, batch).flatten())
+        if targets is None:
+            return loss
+        taught = -(targets.index_select(0, batch) * answers).sum(1).mean()
+        return (1 - training.distill) * loss + training.distill * taught
+
+    descend(model, len(x), loss_of, training, pricing, generator, epochs, after_epoch=after_epoch)
+    return pricing
+
+
+class Schedule(Protocol):
+    """What `descend` reads of `RateTraining` and of `FineTuning`."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def side_lr(self) -> float: ...
+
+
+def descend(
+    model: nn.Module,
+    count: int,
+    loss_of: Callable[[Tensor], Tensor],
+    training: Schedule,
+    pricing: Pricing,
+    generator: Generator,
+    epochs: list[Epoch],
+    *,
+    warm: float = 0.0,
+    after_step: Callable[[Tensor], None] | None = None,
+    after_epoch: Callable[[Epoch], None] | None = None,
+) -> None:
+    """Adam (Kingma & Ba 2015) on a loss and the price of bits, through all epochs.
+
+    `loss_of` gets the numbers of a batch's examples, of `count`.  Rates rise from zero over a share `warm` of the steps
+    and fall along a cosine.  `epochs` grows by one entry after the other; `after_step` is given the loss of each batch.
+    """
     side, rest = trained_parameters(model)
     groups = [{"params": rest, "lr": training.lr}, {"params": side, "lr": training.side_lr}]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=not x.is_meta)
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
     first_rates = [group["lr"] for group in optimizer.param_groups]
-    batches = math.ceil(len(x) / training.batch)
-    pricing = Pricing(
-        model, lam, steps=training.epochs * batches, ramp=training.ramp, smooth=training.smooth, refit=training.refit
-    )
     for _ in range(training.epochs):
-        order = torch.randperm(len(x), generator=generator)
-        total = 0.0
-        for batch in order.split(training.batch):
+        model.train()
+        total, batches = torch.zeros(()), torch.randperm(count, generator=generator).split(training.batch)
+        for batch in batches:
+            rising = min(1.0, (pricing.done + 1) / (warm * pricing.steps + 1))
+            falling = (1 + math.cos(math.pi * pricing.done / pricing.steps)) / 2
             for group, first in zip(optimizer.param_groups, first_rates, strict=True):
-                group["lr"] = first * (1 + math.cos(math.pi * pricing.done / pricing.steps)) / 2
-            answers = model(x.index_select(0, batch)).flatten(0, -2).log_softmax(1)  # of sequences, place by place
-            loss = F.nll_loss(answers, y.index_select(0, batch).flatten())
-            if targets is not None:
-                taught = -(targets.index_select(0, batch) * answers).sum(1).mean()
-                loss = (1 - training.distill) * loss + training.distill * taught
+                group["lr"] = first * rising * falling
+            loss = loss_of(batch)
             optimizer.zero_grad()
             loss.backward()
             pricing.add()
             optimizer.step()
             pricing.step()
+            if after_step is not None:
+                after_step(loss.detach())
             total += loss.detach()
-        epochs.append(Epoch(len(epochs), float(total) / batches, pricing.lam, pricing.bits))
+        epochs.append(Epoch(len(epochs), float(total) / len(batches), pricing.lam, pricing.bits))
         if after_epoch is not None:
             after_epoch(epochs[-1])
     pricing.finish()
-    return pricing
 
 
 def squeeze(pricing: Pricing, budget: int, size_of: Callable[[], int], most: float = _SQUEEZED) -> None:

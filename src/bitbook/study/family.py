@@ -34,7 +34,7 @@ from bitbook.errors import PlanError, WeightError
 from bitbook.lattice.e8p import E8P
 from bitbook.lattice.lattice import Lattice
 from bitbook.loop import Training, run_epochs
-from bitbook.models import build_model, pretrained_resnet
+from bitbook.models import PRETRAINED_MODELS, build_model, pretrained_resnet
 from bitbook.plan import Plan
 from bitbook.qat import Regime
 from bitbook.quantizer import FitOptions, Quantizer
@@ -368,7 +368,9 @@ def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def float_start(cell: Mapping[str, Any], data: Split) -> tuple[nn.Module, list[float]]:
-    """The float network that a cell starts from: a public one, or one that is trained once and kept."""
+    """The float network that a cell starts from: a public one, by its name or a file, or one trained once and kept."""
+    if cell["model"] in PRETRAINED_MODELS:
+        return build_model(cell["model"], seed=0), []
     if "file" not in cell["start"]:
         return trained_start(cell, data)
     if cell["start"]["file"] != "resnet20_cifar10.safetensors" or cell["model"] != "resnet-20":

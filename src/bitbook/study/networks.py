@@ -41,7 +41,8 @@ from bitbook.data import IGNORED, Split, crop_images
 from bitbook.data.cifar import BLACK
 from bitbook.errors import PlanError
 from bitbook.models import build_model
-from bitbook.outputs import Categorical
+from bitbook.outputs import Categorical, mean_divergence
+from bitbook.rate.finetuning import Augment
 from bitbook.study.storage import canonical_json
 from bitbook.study.trial import load_parts, measure_file
 
@@ -167,11 +168,8 @@ def run_trial(cell: Cell) -> dict[str, Any]:
         artifact, report = found.artifact, {"trust": fit.trust, **summary(found.report)}
         held_out = divergence(fit.restored(artifact), fit.reference, data.val_x)
     ended = clock()
-    measured = measure_file(artifact, cell["model"], dataset, data, batch=_BATCH)
-    if data.val_y.dim() > 1:  # bits for each of some hundred thousand tokens, which nothing compares one by one
-        del measured["correct"]
     return {
-        **measured,
+        **measure_file(artifact, cell["model"], dataset, data, batch=_BATCH),
         "divergence": held_out,
         "report": report,
         "seconds": {"start": started - began, "fit": ended - started, "evaluate": clock() - ended},
@@ -195,22 +193,19 @@ def summary(report: Report) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def divergence(model: nn.Module, reference: nn.Module, x: Tensor) -> float:
     """Kullback–Leibler divergence from the reference's predictions, per prediction, in nats."""
-    found = [Categorical().divergence(model(part), reference(part)) for part in x.split(_TOGETHER)]
-    return float(sum(total.sum.double() for total in found)) / sum(total.predictions for total in found)
+    return mean_divergence(Categorical(), ((model(part), reference(part)) for part in x.split(_TOGETHER)))
 
 
-def calibration_inputs(cell: Cell, data: Split, shape: tuple[int, ...]) -> Tensor:
-    """Training examples drawn by the cell's seed, none of them held out.
+def calibration_inputs(how: Mapping[str, Any], data: Split, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Training examples drawn by a seed, none of them held out.
 
-    Images are moved as in training. Sequences are cut to `length`, and shorter ones are not taken: there is no padding.
+    Images are moved by `crop`. Sequences are cut to `length`, and shorter ones are not taken: there is no padding.
 
     Raises `PlanError` where there are too few.
     """
-    how = cell["calibration"]
-    generator = Generator().manual_seed(cell["seed"])
+    generator = Generator().manual_seed(seed)
     x = data.train_x
     if "length" in how:
         long_enough = (data.train_y[:, : how["length"]] != IGNORED).all(1)
@@ -218,11 +213,14 @@ def calibration_inputs(cell: Cell, data: Split, shape: tuple[int, ...]) -> Tenso
     if len(x) < how["examples"]:
         raise PlanError(f"{how['examples']} calibration examples were asked for, but only {len(x)} are there")
     x = x[torch.randperm(len(x), generator=generator)[: how["examples"]]]
-    if "crop" in how:
-        channels, rows, cols = shape
-        crop = {**how["crop"], "background": torch.tensor(how["crop"]["background"])}
-        x = crop_images(x, (channels, rows, cols), generator=generator, **crop)
-    return x
+    return cropping(how["crop"], shape)(x, generator) if "crop" in how else x
+
+
+def cropping(how: Mapping[str, Any], shape: tuple[int, ...]) -> Augment:
+    """What moves images of this shape as in training; `how` has the fields of `crop_images` as JSON."""
+    channels, rows, cols = shape
+    fields = {**how, "background": torch.tensor(how["background"])}
+    return lambda x, generator: crop_images(x, (channels, rows, cols), generator=generator, **fields)
 
 
 def fitted_to(cell: Cell) -> Fit:
@@ -236,11 +234,10 @@ def fitted_to(cell: Cell) -> Fit:
 
 @lru_cache(maxsize=2)
 def _measured(text: str) -> Fit:
-
     cell = json.loads(text)
     dataset, data = load_parts(cell["dataset"], cell["holdout"])
     model = build_model(cell["model"], seed=0).eval()
-    inputs = calibration_inputs(cell, data, dataset.input_shape)
+    inputs = calibration_inputs(cell["calibration"], data, dataset.input_shape, cell["seed"])
     return Fit(model, inputs, FitSettings(trust=cell["trust"]), seed=cell["seed"])
 
 
@@ -288,7 +285,7 @@ def compared_trusts(cell: Cell, data: Split) -> dict[str, Any]:
 
     model = build_model(cell["model"], seed=0).eval()
     dataset, _ = load_parts(cell["dataset"], cell["holdout"])
-    inputs = calibration_inputs(cell, data, dataset.input_shape)
+    inputs = calibration_inputs(cell["calibration"], data, dataset.input_shape, cell["seed"])
     fit = Fit(model, inputs, FitSettings(), seed=cell["seed"], progress=progress)
     found = fit.to_size(cell["budget"], rounds=1)
     return {"trust": fit.trust, "said": said, "report": summary(found.report)}

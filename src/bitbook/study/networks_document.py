@@ -335,7 +335,8 @@ def _tuned_text(m: Measured, records: Sequence[Result]) -> str:
          "divergence, held out": f"{r['result'].get('divergence', math.nan):.4f}"}
         for r in sorted(records, key=lambda r: (-r["result"]["bytes"], r["cell"]["seed"]))
     ]  # fmt: skip
-    return f"""With a short training under a price of bits, on the training images (`bitbook study --dataset tuned`):
+    return f"""With a short training under a price of bits, taught by the float network's answers on training
+{"stories" if m.targets.unit == "nats" else "images"} that are not held out (`bitbook study --dataset tuned`):
 
 {markdown_table(rows, list(rows[0]))}"""
 
