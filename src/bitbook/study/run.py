@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from uuid import uuid4
 from bitbook.errors import BitbookError, StudyError
 from bitbook.importing import import_callable
 from bitbook.study.storage import (
+    PATIENCE,
     Cell,
     Claim,
     LateResult,
@@ -42,12 +44,14 @@ from bitbook.study.storage import (
 )
 
 TrialFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
+Propose = Callable[[], int]
+"""Puts more cells into the queue and says how many; 0: there are no more."""
 
 STORAGE_VARIABLE = "BITBOOK_STORAGE"  # so that a URL's password is in no process list
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _MAX_IDLE_DEATHS = 3  # workers that die without having a cell: something is wrong with all of them
 _LOOK = 1.0  # seconds between looks of the parent at the storage
-_LONGEST_PAUSE = 1.0  # seconds between looks of a worker at an empty queue
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between looks of a worker at an empty queue; of a hundred, too
 
 
 def usable_cores() -> int:
@@ -73,6 +77,8 @@ def run_study(
     retry_failed: bool = False,
     keep_going: bool = False,
     progress: bool = True,
+    propose: str | None = None,
+    limit: int | None = None,
     heartbeat: int = 15,
     grace: int = 60,
 ) -> list[dict[str, Any]]:
@@ -88,6 +94,8 @@ def run_study(
     workers: processes, by default one per usable core; they share the cores evenly.
     retry_failed: run cells again that failed before.
     keep_going: return the results there are although cells have failed.
+    propose, limit: "package.module:callable", called with the store and the limit, for a `Propose`, which whoever finds
+        the queue empty calls for more cells; `limit` of them in the study at most, which is up to it.
     heartbeat, grace: seconds, see `open_storage`.
 
     A trial that raises is recorded with its traceback and the study goes on; so is a cell whose worker died
@@ -106,7 +114,12 @@ def run_study(
         if retry_failed:
             store.retry_failed()
         store.requeue_stale()
-        _run_workers(store, url, workers or usable_cores(), progress)
+        team = _Team(store, url, workers or usable_cores(), propose, limit)
+        more = load_propose(propose, store, limit)
+        _fill(store, more, team.count)
+        _run_workers(team, progress)
+        while _fill(store, more, team.count):  # whoever proposes may have died
+            _run_workers(team, progress)
         wanted = {cell_id(cell): None for cell in cells}
         failures = [failure for failure in store.failures() if failure["cell_id"] in wanted]
         if failures and not keep_going:
@@ -115,6 +128,30 @@ def run_study(
         return [results[identity] for identity in wanted if identity in results]
     finally:
         store.close()
+
+
+def load_propose(name: str | None, store: StudyStore, limit: int | None) -> Propose:
+    """What `run_study` calls `propose`; without one, there is nothing more. Raises StudyError if it is not there."""
+    return (lambda: 0) if name is None else import_callable(name, StudyError)(store, limit)
+
+
+def _fill(store: StudyStore, propose: Propose, count: int) -> int:
+    """Propose cells until `count` wait, so that as many workers have something to start with; returns how many."""
+    waiting, added = store.counts()["waiting"], 0
+    while waiting + added < count and (more := propose()):
+        added += more
+    return added
+
+
+@dataclass(frozen=True)
+class _Team:
+    """The workers of this process: how many, and what they do."""
+
+    store: StudyStore
+    url: str
+    count: int
+    propose: str | None
+    limit: int | None
 
 
 @dataclass
@@ -135,16 +172,18 @@ class _Worker:
         return f"{how}\n{self.last_words()}".strip()
 
 
-def _start_worker(store: StudyStore, url: str, threads: int) -> _Worker:
+def _start_worker(team: _Team) -> _Worker:
+    store = team.store
     name = f"{socket.gethostname()}-{uuid4().hex[:12]}"
     options = {
         "study": store.name,
         "trial": store.trial,
         "worker": name,
         "parent": os.getpid(),
-        "threads": threads,
+        "threads": (threads := max(1, usable_cores() // team.count)),
         "heartbeat": store.heartbeat_interval,
         "grace": int(store.grace.total_seconds()),
+        **({"propose": team.propose, "limit": team.limit} if team.propose is not None else {}),
     }
     command = [
         sys.executable,
@@ -155,7 +194,7 @@ def _start_worker(store: StudyStore, url: str, threads: int) -> _Worker:
     environment = {
         **os.environ,
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
-        STORAGE_VARIABLE: url,
+        STORAGE_VARIABLE: team.url,
         "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
     }
     log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
@@ -163,9 +202,9 @@ def _start_worker(store: StudyStore, url: str, threads: int) -> _Worker:
     return _Worker(name, process, log)
 
 
-def _run_workers(store: StudyStore, url: str, count: int, progress: bool) -> None:
-    """Keep `count` workers running until every cell is done or failed."""
-    threads = max(1, usable_cores() // count)
+def _run_workers(team: _Team, progress: bool) -> None:
+    """Keep the workers running until every cell is done or failed."""
+    store = team.store
     running: list[_Worker] = []
     idle_deaths = 0
     counts = store.counts()
@@ -173,10 +212,10 @@ def _run_workers(store: StudyStore, url: str, count: int, progress: bool) -> Non
         with _progress(counts, progress) as show:
             while True:
                 counts = store.counts()
-                show(counts)
-                useful = min(count, counts["waiting"] + counts["running"])
+                show({**counts, "waiting": max((team.limit or 0) - sum(counts.values()), 0) + counts["waiting"]})
+                useful = min(team.count, counts["waiting"] + counts["running"])
                 while counts["waiting"] and len(running) < useful:
-                    running.append(_start_worker(store, url, threads))
+                    running.append(_start_worker(team))
                 if not running and not counts["waiting"] and not counts["running"]:
                     return
                 if not running:
@@ -295,21 +334,32 @@ def _describe(failures: list[dict[str, Any]], shown: int = 10) -> str:
     return "\n".join(lines)
 
 
-def work(store: StudyStore, function: TrialFunction, worker: str, *, alive: Callable[[], bool] = lambda: True) -> int:
+def work(
+    store: StudyStore,
+    function: TrialFunction,
+    worker: str,
+    *,
+    propose: Propose = lambda: 0,
+    alive: Callable[[], bool] = lambda: True,
+) -> int:
     """Run cells until none is waiting or running, or until `alive()` is false; returns how many were run.
 
-    `alive` is asked between two cells. Cells that others run are waited for, since their workers may die.
+    `alive` is asked between two cells, `propose` for more of them when none waits. Cells that others run are waited
+    for, since their workers may die.
     """
-    ran, pause = 0, 0.1
+    ran, idle = 0, 0.0
     while alive():
         claim = store.claim(worker)
         if claim is None:
-            if not store.requeue_stale() and not store.counts()["running"]:
+            if store.requeue_stale() or propose():
+                continue
+            if not store.busy():
                 break
+            pause = min(max(_SHORTEST_PAUSE, idle / 10), _LONGEST_PAUSE) * random.uniform(0.8, 1.2)
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            idle += pause
             continue
-        pause, error = 0.1, ""
+        idle, error = 0.0, ""
         with _heartbeats(store, claim):
             try:
                 result = function(claim.cell)
@@ -327,6 +377,17 @@ def work(store: StudyStore, function: TrialFunction, worker: str, *, alive: Call
     return ran
 
 
+def check_versions(store: StudyStore) -> None:
+    """Raise StudyError if a package that is imported here has another version than the study's settings name."""
+    for name, wanted in store.settings.items():
+        found = getattr(sys.modules.get(name), "__version__", wanted)
+        if found != wanted:
+            raise StudyError(
+                f"study {store.name!r} runs on {name} {wanted}, and here is {name} {found}: results of both in one "
+                f"table would mislead; install {name} {wanted} on this machine"
+            )
+
+
 @contextmanager
 def _heartbeats(store: StudyStore, claim: Claim) -> Iterator[None]:
     stop = threading.Event()
@@ -335,8 +396,8 @@ def _heartbeats(store: StudyStore, claim: Claim) -> Iterator[None]:
         while not stop.wait(store.heartbeat_interval):
             try:
                 store.heartbeat(claim)
-            except Exception:  # a database that is away for a moment must not end the heartbeats
-                traceback.print_exc()
+            except Exception as error:  # a database that is away for a moment must not end the heartbeats
+                print(f"no heartbeat recorded: {error}", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -362,26 +423,53 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grace", type=int, default=60, help="seconds without one after which a worker is dead")
     parser.add_argument("--worker", default="", help="name under which to take cells")
     parser.add_argument("--parent", type=int, help="stop after the current trial once this is not our parent process")
+    parser.add_argument("--propose", help="what puts more cells into an empty queue, package.module:callable")
+    parser.add_argument("--limit", type=int, help="with --propose: cells of the study at most")
     given = parser.parse_args(arguments)
     if given.storage is None:
         parser.error(f"--storage or the variable {STORAGE_VARIABLE} must say where the study is")
-    threads = given.threads or usable_cores()
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     if given.parent is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops us
 
     def alive() -> bool:
         return given.parent is None or os.getppid() == given.parent
 
-    store = StudyStore(open_storage(given.storage, heartbeat=given.heartbeat, grace=given.grace), given.study)
-    if store.trial != given.trial:
-        raise StudyError(f"study {given.study!r} runs the trial {store.trial!r}, not {given.trial!r}")
-    function = load_trial(given.trial)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
-    worker = given.worker or f"{socket.gethostname()}-{uuid4().hex[:12]}"
+    return join(
+        given.storage, given.study, given.trial, propose=given.propose, limit=given.limit, threads=given.threads,
+        heartbeat=given.heartbeat, grace=given.grace, worker=given.worker, alive=alive,
+    )  # fmt: skip
+
+
+def join(
+    storage: str | Path,
+    study: str,
+    trial: str,
+    *,
+    propose: str | None = None,
+    limit: int | None = None,
+    threads: int | None = None,
+    heartbeat: int = 15,
+    grace: int = 60,
+    worker: str = "",
+    alive: Callable[[], bool] = lambda: True,
+) -> int:
+    """Be one worker of a study that `run_study` has made, until nothing is left to do; returns an exit code.
+
+    threads: of each trial, by default all cores of this process; the others as for `run_study` and `work`. Raises
+    StudyError if the storage holds no such study, or if trial or versions are others.
+    """
+    threads = threads or usable_cores()
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    worker = worker or f"{socket.gethostname()}-{uuid4().hex[:12]}"
+    store = StudyStore(open_storage(storage, heartbeat=heartbeat, grace=grace, patience=PATIENCE), study)
     try:
-        work(store, function, worker, alive=alive)
+        if store.trial != trial:
+            raise StudyError(f"study {study!r} runs the trial {store.trial!r}, not {trial!r}")
+        function = load_trial(trial)
+        check_versions(store)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+        work(store, function, worker, propose=load_propose(propose, store, limit), alive=alive)
     except KeyboardInterrupt:
         store.release(worker)
         return 130

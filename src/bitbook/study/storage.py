@@ -15,26 +15,35 @@ Every change below is one transaction that holds the study's row (`StudyStore._l
 take one transaction per attribute, which is why this module writes Optuna's tables through its models;
 `optuna.load_study`, its Pareto front and its dashboard read them as usual. This module imports Optuna, so it
 is imported on use.
+
+A database that goes away for a while is waited for (`_patient`): what was being done is done again. That is safe
+where a transaction was committed and only the answer got lost, too: handing in the same result twice changes nothing,
+and a claim that nobody knows of has no heartbeat, so that its cell is queued again.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
 import math
+import random
+import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy
 import sqlalchemy.event
 import sqlalchemy.exc
+import sqlalchemy.pool
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
@@ -47,7 +56,11 @@ from bitbook.errors import MissingDependency, StudyError
 FORMAT = 1  # of what this module writes into Optuna's tables
 SQLITE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 MAX_KILLS = 3  # a cell that has killed this many workers is failed
+PATIENCE = 600.0
+"""Seconds for which a worker waits for a database that does not answer; a restart or a fail-over takes minutes."""
 _OPEN_ATTEMPTS = 5
+_LONGEST_PAUSE = 10.0  # seconds between two attempts to reach the database
+_FROZEN = 10  # seconds without a sign of a client in a transaction, which takes milliseconds, that end it
 
 # Optuna's tables. `Any`, because no checker follows the types of their columns.
 StudyRow: Any = models.StudyModel
@@ -58,6 +71,7 @@ HeartbeatRow: Any = models.TrialHeartbeatModel
 ValueRow: Any = models.TrialValueModel
 
 Cell = Mapping[str, Any]
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 class LateResult(StudyError):
@@ -94,14 +108,16 @@ def storage_url(storage: str | Path) -> str:
     return f"sqlite:///{path.absolute()}"
 
 
-def open_storage(storage: str | Path, *, heartbeat: int = 15, grace: int = 60) -> RDBStorage:
+def open_storage(storage: str | Path, *, heartbeat: int = 15, grace: int = 60, patience: float = 0.0) -> RDBStorage:
     """Open Optuna's storage so that many processes can share it, making the tables if they are missing.
 
     SQLite files get write-ahead logging and start every transaction with BEGIN IMMEDIATE: Optuna reads, then
-    writes, and with SQLite's default two processes may both read first. They must lie on a local disk.
+    writes, and with SQLite's default two processes may both read first. They must lie on a local disk. For
+    PostgreSQL see `_server_options`.
     `heartbeat` is the seconds between a running trial's signs of life, `grace` the seconds without one after
-    which its worker counts as dead. Raises StudyError if the database cannot be opened, MissingDependency if
-    its driver is not installed.
+    which its worker counts as dead, `patience` the seconds for which a database server that does not answer is
+    tried again. Raises StudyError if the database cannot be opened, MissingDependency if its driver is not
+    installed.
     """
     try:
         url = sqlalchemy.make_url(storage_url(storage))
@@ -114,10 +130,11 @@ def open_storage(storage: str | Path, *, heartbeat: int = 15, grace: int = 60) -
     if sqlite:
         assert url.database is not None
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
+    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else _server_options(url)
+    end = time.monotonic() + patience
     # Optuna formats the URL, to fill in a schema version.
     text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    for attempt in range(1, _OPEN_ATTEMPTS + 1):
+    for attempt in itertools.count(1):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)  # the heartbeat, since Optuna 2
@@ -128,14 +145,63 @@ def open_storage(storage: str | Path, *, heartbeat: int = 15, grace: int = 60) -
         except ImportError as error:
             raise MissingDependency(
                 f"no driver for {url.drivername} databases is installed ({error.__cause__ or error}); "
-                "for PostgreSQL run: pip install 'psycopg[binary]'"
+                "for PostgreSQL run: pip install 'bitbook[postgres]'"
             ) from error
         except (sqlalchemy.exc.DBAPIError, StorageInternalError) as error:
             # Two processes that open a new database at once trip over each other's tables, never twice.
-            if attempt == _OPEN_ATTEMPTS:
+            if attempt >= _OPEN_ATTEMPTS and (sqlite or time.monotonic() > end):
                 raise StudyError(f"cannot open the storage {url}: {error.__cause__ or error}") from error
-            time.sleep(0.1 * attempt)
+            time.sleep(min(0.1 * attempt, _LONGEST_PAUSE))
     raise AssertionError("the last attempt returns or raises")
+
+
+def _server_options(url: sqlalchemy.URL) -> dict[str, Any]:
+    """How a database server is connected to; what the URL says itself stays.
+
+    No connection is kept between transactions: a hundred workers with two threads each would hold more than
+    PostgreSQL's usual hundred, and none can be found broken after a restart. PostgreSQL ends a transaction whose
+    client has frozen in the middle of it, which would hold the study's row until the client wakes up; its clock
+    shows UTC, whatever the client's PGTZ; and a client gives up on a machine that has vanished.
+    """
+    options: dict[str, Any] = {"poolclass": sqlalchemy.pool.NullPool}
+    if url.get_backend_name() == "postgresql" and url.get_dialect().driver in ("psycopg", "psycopg2"):
+        arguments = {
+            "connect_timeout": 10,
+            "keepalives_idle": 30,
+            "tcp_user_timeout": 30_000,  # milliseconds
+            "options": f"-c idle_in_transaction_session_timeout={1000 * _FROZEN} -c timezone=UTC",
+        }
+        options["connect_args"] = {key: value for key, value in arguments.items() if key not in url.query}
+    return options
+
+
+def _patient(method: Callable[Concatenate[StudyStore, P], T]) -> Callable[Concatenate[StudyStore, P], T]:
+    """Do a whole transaction again while the database server is away, for the storage's patience."""
+
+    @functools.wraps(method)
+    def repeated(self: StudyStore, *args: P.args, **kwargs: P.kwargs) -> T:
+        end, pause = None, 0.1
+        while True:
+            try:
+                return method(self, *args, **kwargs)
+            except sqlalchemy.exc.DBAPIError as error:
+                if not self._is_server or not _is_away(error):
+                    raise
+                end = end or time.monotonic() + PATIENCE
+                if time.monotonic() > end:
+                    raise StudyError(f"the database has not answered for {PATIENCE:.0f} s: {error.orig}") from error
+                print(f"the database does not answer, trying again: {error.orig}", file=sys.stderr, flush=True)
+            time.sleep(pause * random.uniform(0.5, 1.5))  # workers that lost it together come back apart
+            pause = min(2 * pause, _LONGEST_PAUSE, self.grace.total_seconds() / 4)
+
+    return repeated
+
+
+def _is_away(error: sqlalchemy.exc.DBAPIError) -> bool:
+    """Whether trying again may help: refused or broken connections, a server that starts or stops, deadlocks."""
+    kinds = sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError
+    frozen = getattr(error.orig, "sqlstate", None) == "25P03"  # the transaction that `_server_options` ended
+    return error.connection_invalidated or frozen or isinstance(error, kinds)
 
 
 def _share_sqlite(engine: sqlalchemy.Engine) -> None:
@@ -195,6 +261,9 @@ class StudyStore:
         assert storage.heartbeat_interval is not None
         assert storage.grace_period is not None
         self.storage = storage
+        dialect = storage.engine.dialect.name
+        self._is_server = dialect != "sqlite"
+        self._is_postgresql = dialect == "postgresql"
         self.name = name
         self.trial: str = found["trial"]
         self.settings: dict[str, Any] = found["settings"]
@@ -240,15 +309,22 @@ class StudyStore:
                 )
         return store
 
-    def enqueue(self, cells: Iterable[Cell]) -> int:
-        """Put every cell that the study does not know yet into the queue; returns how many were new."""
+    @_patient
+    def enqueue(self, cells: Iterable[Cell], *, limit: int | None = None) -> int:
+        """Put every cell that the study does not know yet into the queue; returns how many were new.
+
+        With a `limit`, only the first that leave the study with so many cells at most.
+        """
         wanted = {cell_id(cell): dict(cell) for cell in cells}
         with self._locked() as session:
             known = self._newest(session)
             new = {identity: cell for identity, cell in wanted.items() if identity not in known}
+            if limit is not None:
+                new = dict(itertools.islice(new.items(), max(limit - len(known), 0)))
             self._add_waiting(session, new, kills=0)
         return len(new)
 
+    @_patient
     def claim(self, worker: str = "") -> Claim | None:
         """Take the cell that has waited longest, or None if none waits.
 
@@ -262,7 +338,7 @@ class StudyStore:
             trial.datetime_start = datetime.now(UTC)
             started = datetime.now(UTC).isoformat(timespec="seconds")
             # A trial without a heartbeat never goes stale, so the first one is part of the claim.
-            session.add(HeartbeatRow(trial_id=trial.trial_id))
+            session.add(HeartbeatRow(trial_id=trial.trial_id, heartbeat=self._now(session)))
             known = _attributes(session, trial.trial_id)
             _set(session, trial.trial_id, worker=worker, started=started)
             return Claim(trial.trial_id, known["cell_id"], known["cell"], started)
@@ -271,28 +347,35 @@ class StudyStore:
         """Say that the claim's worker lives; due every `heartbeat_interval` seconds."""
         self.storage.record_heartbeat(claim.trial_id)
 
+    @_patient
     def finish(self, claim: Claim, result: Mapping[str, Any]) -> None:
-        """Record the result of a claimed cell, for good.
+        """Record the result of a claimed cell, for good; the same one again changes nothing.
 
-        Raises LateResult (a StudyError) if the trial has been given up or is finished, StudyError if the
+        Raises LateResult (a StudyError) if the trial has been given up or has another result, StudyError if the
         result is not one (see `check_result`); the storage is unchanged then.
         """
         values = check_result(result)
         with self._locked() as session:
-            trial = self._running(session, claim)
+            trial = self._running(session, claim, TrialState.COMPLETE, result=dict(result))
+            if trial is None:
+                return
             _set(session, trial.trial_id, result=dict(result), seconds=round(claim.seconds, 3))
             for objective, value in enumerate(values):
                 stored, kind = ValueRow.value_to_stored_repr(value)
                 session.add(ValueRow(trial_id=trial.trial_id, objective=objective, value=stored, value_type=kind))
             _close(trial, TrialState.COMPLETE)
 
+    @_patient
     def fail(self, claim: Claim, error: str) -> None:
         """Record that the trial raised; `error` is its traceback. Raises LateResult as `finish` does."""
         with self._locked() as session:
-            trial = self._running(session, claim)
+            trial = self._running(session, claim, TrialState.FAIL, error=error)
+            if trial is None:
+                return
             _set(session, trial.trial_id, error=error, seconds=round(claim.seconds, 3))
             _close(trial, TrialState.FAIL)
 
+    @_patient
     def release(self, worker: str, *, killed_by: str | None = None) -> int:
         """Put the cells that a dead worker was running back into the queue; returns how many there were.
 
@@ -309,19 +392,19 @@ class StudyStore:
                 self._give_up(session, trial, killed_by)
             return len(lost)
 
+    @_patient
     def requeue_stale(self) -> int:
         """Put cells back into the queue whose workers gave no heartbeat for `grace`; returns how many."""
         with self._locked() as session:
-            now = session.scalar(sqlalchemy.select(sqlalchemy.func.now()))
-            assert now is not None
-            now = now.replace(tzinfo=None)  # PostgreSQL's has a time zone, the column has none
+            now, up = self._now(session), self._up_since(session)
             query = self._trials(TrialState.RUNNING).join(HeartbeatRow, HeartbeatRow.trial_id == TrialRow.trial_id)
             rows = session.execute(query.add_columns(HeartbeatRow.heartbeat))
-            stale = [trial for trial, beat in rows if now - beat > self.grace]
+            stale = [trial for trial, beat in rows if now - max(beat, up) > self.grace]
             for trial in stale:
                 self._give_up(session, trial, killed_by=None)
             return len(stale)
 
+    @_patient
     def retry_failed(self) -> int:
         """Put every failed cell back into the queue; returns how many there were."""
         with self._locked() as session:
@@ -331,6 +414,15 @@ class StudyStore:
                 self._add_waiting(session, {known["cell_id"]: known["cell"]}, kills=0)
             return len(failed)
 
+    @_patient
+    def busy(self) -> bool:
+        """Whether any cell waits or runs; cheap, since every idle worker asks."""
+        with Session(self.storage.engine) as session:
+            states = TrialState.WAITING, TrialState.RUNNING
+            chosen = TrialRow.study_id == self._study_id, TrialRow.state.in_(states)
+            return session.scalars(sqlalchemy.select(TrialRow.trial_id).where(*chosen).limit(1)).first() is not None
+
+    @_patient
     def counts(self) -> dict[str, int]:
         """How many cells are `waiting`, `running`, `done` and `failed`; they sum to the cells enqueued."""
         with Session(self.storage.engine) as session:
@@ -353,6 +445,11 @@ class StudyStore:
         """The failed cells, one dict (cell_id, cell, error, started) a cell, as enqueued."""
         return self._records(TrialState.FAIL, ("cell_id", "cell", "error", "started"))
 
+    def unfinished(self) -> list[dict[str, Any]]:
+        """The cells that wait or run, as enqueued."""
+        states = TrialState.WAITING, TrialState.RUNNING
+        return [record["cell"] for state in states for record in self._records(state, ("cell",))]
+
     def close(self) -> None:
         """Close the storage's connections; the next use opens them again."""
         self.storage.engine.dispose()
@@ -364,6 +461,21 @@ class StudyStore:
             StudyRow.find_or_raise_by_id(self._study_id, session, for_update=True)
             yield session
 
+    def _now(self, session: Session) -> datetime:
+        """The database's time, in UTC; on PostgreSQL of this moment, not of before the wait for the study's row."""
+        clock = sqlalchemy.func.clock_timestamp() if self._is_postgresql else sqlalchemy.func.now()
+        now = session.scalar(sqlalchemy.select(clock))
+        assert now is not None
+        return now.replace(tzinfo=None)  # PostgreSQL's has a time zone, the column has none
+
+    def _up_since(self, session: Session) -> datetime:
+        """Since when heartbeats can be recorded: while PostgreSQL is down, nobody's silence tells of a death."""
+        if not self._is_postgresql:
+            return datetime.min
+        started = session.scalar(sqlalchemy.select(sqlalchemy.func.pg_postmaster_start_time()))
+        assert started is not None
+        return started.replace(tzinfo=None)
+
     def _newest(self, session: Session) -> dict[str, tuple[int, TrialState]]:
         """Each cell's newest trial (id, state), the cells in order of enqueueing."""
         rows = session.execute(
@@ -374,6 +486,7 @@ class StudyStore:
         )
         return {json.loads(text): (trial_id, state) for text, trial_id, state in rows}
 
+    @_patient
     def _records(self, state: TrialState, keys: tuple[str, ...]) -> list[dict[str, Any]]:
         with Session(self.storage.engine) as session:
             chosen = [trial_id for trial_id, found in self._newest(session).values() if found == state]
@@ -404,9 +517,14 @@ class StudyStore:
         chosen = TrialRow.study_id == self._study_id, TrialRow.state == state
         return sqlalchemy.select(TrialRow).where(*chosen).order_by(TrialRow.trial_id)
 
-    def _running(self, session: Session, claim: Claim) -> Any:
+    def _running(self, session: Session, claim: Claim, end: TrialState, **outcome: object) -> Any:
+        """The claim's trial; None if it has ended so with this very outcome, which was handed in before."""
         trial = session.get(TrialRow, claim.trial_id)
         assert trial is not None
+        if trial.state == end:
+            known = _attributes(session, trial.trial_id)
+            if all(json.dumps(known[key]) == json.dumps(value) for key, value in outcome.items()):
+                return None
         if trial.state != TrialState.RUNNING:
             raise LateResult(
                 f"late result of cell {claim.cell_id} refused: its trial {trial.number} in {self.name!r} is "
