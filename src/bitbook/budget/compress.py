@@ -29,6 +29,8 @@ from bitbook.rate.finetuning import Augment, FineTuning
 from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.uniform import Uniform
 
+TRAINABLE = {"scalar": Kind(ECSQ(), priced=True)}
+"""What matrices may be stored as where a training with a price on bits follows."""
 _VECTORS = Uniform(6, symmetric=False)  # of what fine-tuning leaves dense
 CALIBRATION = 512
 """Examples that a model is measured on where the data have more; of sequences fewer, down to `_FEWEST`."""
@@ -175,25 +177,19 @@ def _finetuned(
     seed: int,
 ) -> Fitted:
     """Fitted without training first, in scalars, which can be priced; of both files the better one."""
-    scalar = Kind(ECSQ(), priced=True)
     plain = Fit(model, batches, settings, seed=seed, progress=progress)
     fitted = plain.to_size(budget)
     if not fitted.report.choices:  # the budget holds the model as it is
         return fitted
-    trainable = Fit(
-        model, batches, replace(settings, matrices={"scalar": scalar}, trust=0.0), seed=seed, progress=progress
-    )
-    began = trainable.to_size(budget, rounds=1).artifact
-    stored = {name: tensor for name, tensor in began.tensors.items() if isinstance(tensor, Quantized)}
-    floats = model.state_dict()
-    parameters = {name: parameter for name, parameter in model.named_parameters() if name in stored}
-    matrices = {name: stored[name] for name, parameter in parameters.items() if parameter.dim() >= 2}
-    start = Artifact({**{name: floats[name] for name in began.tensors}, **matrices}, began.inputs, began.aliases)
+    trainable = replace(settings, matrices=TRAINABLE, trust=plain.trust)
+    began = Fit(model, batches, trainable, seed=seed, progress=progress).to_size(budget, rounds=1).artifact
+    parameters = dict(model.named_parameters())
+    start = matrices_alone(model, began)
     dense = Plan(
         {
             escape(name): _VECTORS if name in parameters else tensor.recipe
-            for name, tensor in stored.items()
-            if name not in matrices
+            for name, tensor in began.tensors.items()
+            if isinstance(tensor, Quantized) and isinstance(start.tensors[name], Tensor)
         }
     )
     try:
@@ -215,6 +211,14 @@ def _finetuned(
     )
     report = replace(report, size=ledger.total, reached=True, divergence=repair.after, choices=choices, dense={})
     return Fitted(tuned, report)
+
+
+def matrices_alone(model: nn.Module, fitted: Artifact) -> Artifact:
+    """Of a fitted file the matrices, to train on from; everything else as `model` has it."""
+    floats = model.state_dict()
+    wide = {name for name, parameter in model.named_parameters() if parameter.dim() >= 2}
+    tensors = {name: tensor if name in wide else floats[name] for name, tensor in fitted.tensors.items()}
+    return Artifact(tensors, fitted.inputs, fitted.aliases)
 
 
 def _labelled(data: Data | None) -> TypeGuard[tuple[Tensor, Tensor]]:

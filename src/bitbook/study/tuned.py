@@ -4,13 +4,15 @@
 
     public network ──error feedback, λ──► codes ──finetune(budget)──► file ──► evaluate the file
 
-A cell is JSON: dataset, holdout, model, start (where the model's name does not say which weights), weights and ends
-(plans: of what error feedback encodes, and of the first and last layer), step, end_step (share of their root mean
-square) and lam of the encoding, calibration (examples), crop (the fields of `crop_images`) or length (of sequences that
-calibrate), training (the fields of `FineTuning`), budget, dense (the plan of everything else), seed, and, where not all
-training examples are used, examples.  A result is that of `trial.run_trial`, and `divergence`: KL from the float
-network's answers on the examples held out, which is what configurations are chosen by.  The public networks know these
-examples, so accuracy on them says little.
+A cell is JSON: dataset, holdout, model, start (where the model's name does not say which weights), calibration
+(examples), crop (the fields of `crop_images`) or length (of sequences that calibrate), training (the fields of
+`FineTuning`), budget, dense (the plan of what has no codes at first), seed, where not all training examples are used,
+examples, and how codes begin.  That is either with one step for all layers, step and lam, under plans: weights, of what
+error feedback encodes, and ends, of the first and last layer, their steps end_step, a share of their root mean square.
+Or it is with a `Fit` to the budget in scalars, at a trust, whose steps are those that sensitivities ask for.
+
+A result is that of `trial.run_trial`, and `divergence`: KL from the float network's answers on the examples held out,
+which is what configurations are chosen by.  The public networks know these examples, so accuracy on them says little.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from torch import Generator, Tensor, nn
 
 from bitbook.apply import compress_by_plan, restore
 from bitbook.artifact import Artifact
+from bitbook.budget.compress import TRAINABLE, matrices_alone
+from bitbook.budget.fit import Fit, FitSettings
 from bitbook.data.cifar import BLACK
 from bitbook.models import build_model
 from bitbook.plan import Plan
@@ -47,8 +51,13 @@ class Tuning:
 
     cell: Mapping[str, Any]
     """What its cells have in common."""
-    steps: Mapping[int, float]
-    """Where the steps of weights begin, by the bytes to be reached: error feedback alone then ends a little above."""
+    budgets: Mapping[int, Mapping[str, Any]]
+    """The bytes to be reached, and what else depends on them."""
+
+
+def _begins(step: float) -> dict[str, float]:
+    """With a step at which error feedback alone ends a little above the budget."""
+    return {"step": step, "lam": ECSQ.price_of_step * step**2}
 
 
 RESNET = Tuning(
@@ -70,7 +79,7 @@ RESNET = Tuning(
             "*.running_var": Integer(2), "*.num_batches_tracked": Integer(1),
         }).to_json(),
     },
-    {34_000: 0.18, 20_000: 0.3, 26_000: 0.24, 48_000: 0.14},
+    {34_000: _begins(0.18), 20_000: _begins(0.3), 26_000: _begins(0.24), 48_000: _begins(0.14)},
 )  # fmt: skip
 STORIES = Tuning(
     {
@@ -79,24 +88,23 @@ STORIES = Tuning(
         "model": "stories260k",
         "family": "entropy-coded scalar",
         "method": "error feedback, then fine-tuned",
-        "weights": Plan({"tok_embeddings.weight": ECSQ(), "layers.*.w?.weight": ECSQ()}).to_json(),
+        "trust": 1.0,
         "calibration": 100,
         "length": 256,
         "training": {"epochs": 10, "batch": 8, "lr": 1e-3},
         "dense": Plan({"*norm.weight": Uniform(8, symmetric=False)}).to_json(),
     },
-    {108_000: 0.04, 90_000: 0.06, 75_000: 0.08},
+    {108_000: {}, 90_000: {}, 75_000: {}},
 )
 TUNINGS = (RESNET, STORIES)
 
 
-def tuned_cell(tuning: Tuning, budget: int, step: float, seed: int, **training: Any) -> dict[str, Any]:
-    """A network in `budget` bytes, written out completely."""
+def tuned_cell(tuning: Tuning, budget: int, seed: int, **training: Any) -> dict[str, Any]:
+    """A network in one of its budgets, written out completely."""
     return {
         **tuning.cell,
+        **tuning.budgets[budget],
         "recipe": f"{budget} bytes",
-        "step": step,
-        "lam": ECSQ.price_of_step * step**2,
         "training": {**tuning.cell["training"], **training},
         "budget": budget,
         "seed": seed,
@@ -105,12 +113,7 @@ def tuned_cell(tuning: Tuning, budget: int, step: float, seed: int, **training: 
 
 def tuned_cells(seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Every budget of every network."""
-    return [
-        tuned_cell(tuning, budget, step, seed)
-        for seed in seeds
-        for tuning in TUNINGS
-        for budget, step in tuning.steps.items()
-    ]
+    return [tuned_cell(tuning, budget, seed) for seed in seeds for tuning in TUNINGS for budget in tuning.budgets]
 
 
 def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +125,8 @@ def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
     model = model.eval()
     started = clock()
     how = {"examples": cell["calibration"], **{key: cell[key] for key in ("crop", "length") if key in cell}}
-    start = encoded(cell, model, calibration_inputs(how, data, dataset.input_shape, cell["seed"]))
+    calibration = calibration_inputs(how, data, dataset.input_shape, cell["seed"])
+    start = (fitted if "trust" in cell else encoded)(cell, model, calibration)
     generator = Generator().manual_seed(cell["seed"])
     chosen = torch.randperm(len(data.train_x), generator=generator)[: cell.get("examples")]
     found = finetune(
@@ -136,7 +140,7 @@ def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
         seed=cell["seed"],
         after_epoch=lambda epoch: print(epoch, flush=True),  # into the worker's log, for it takes more than an hour
     )
-    fitted = clock()
+    ended = clock()
     fresh = restore(found.artifact, build_model(cell["model"], seed=0)).eval()
     return {
         **measure_file(found.artifact, cell["model"], dataset, data, batch=_BATCH),
@@ -144,12 +148,18 @@ def run_trial(cell: Mapping[str, Any]) -> dict[str, Any]:
         "start_losses": start_losses,
         "losses": [epoch.loss for epoch in found.epochs],
         "lam": found.lam,
-        "seconds": {"start": started - began, "fit": fitted - started, "evaluate": clock() - fitted},
+        "seconds": {"start": started - began, "fit": ended - started, "evaluate": clock() - ended},
     }
 
 
+def fitted(cell: Mapping[str, Any], model: nn.Module, calibration: Tensor) -> Artifact:
+    """Matrices at the steps that their sensitivities ask for."""
+    fit = Fit(model, calibration, FitSettings(matrices=TRAINABLE, trust=cell["trust"]), seed=cell["seed"])
+    return matrices_alone(model, fit.to_size(cell["budget"], rounds=1).artifact)
+
+
 def encoded(cell: Mapping[str, Any], model: nn.Module, calibration: Tensor) -> Artifact:
-    """Weights with error feedback; first and last layers, where they are small, rounded to finer steps."""
+    """Weights with error feedback; the first and last layer, a hundredth of them, rounded to finer steps."""
     options = FitOptions(step=cell["step"])
     plan = Plan.from_json(cell["weights"])
     artifact = compress_by_plan(
@@ -157,7 +167,7 @@ def encoded(cell: Mapping[str, Any], model: nn.Module, calibration: Tensor) -> A
     )
     tensors = dict(artifact.tensors)
     dense = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-    for name, recipe in Plan.from_json(cell.get("ends", {})).recipes(dense).items():
+    for name, recipe in Plan.from_json(cell["ends"]).recipes(dense).items():
         if recipe is not None:
             step = cell["end_step"] * float(dense[name].square().mean().sqrt())
             tensors[name] = quantize(recipe, dense[name], options=FitOptions(step=step, iterations=0))
