@@ -41,8 +41,10 @@ T = TypeVar("T")
 
 
 def sleep(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial that takes as long as it says, and leaves a line each time it is executed."""
+    """A trial that takes as long as it says, or until a file is there, and leaves a line each time it is executed."""
     time.sleep(cell["seconds"])
+    while "until" in cell and not os.path.exists(cell["until"]):
+        time.sleep(0.05)
     with open(cell["log"], "a") as log:
         log.write(f"{cell['x']}\n")
     return {"square": cell["x"] ** 2, "objectives": [cell["x"] + 1, 50.0]}
@@ -204,6 +206,8 @@ def faults(
         folder = Path(name)
         store = StudyStore.create(storage, STUDY, TRIAL)
         wanted = [{"x": x, "seconds": seconds, "log": str(folder / "executions")} for x in range(cells)]
+        for cell in wanted[-workers:]:  # so that there is something to do, however slow this process is
+            cell["until"] = str(folder / "done")
         store.enqueue(wanted)
         team = Workers(database.url, folder)
         try:
@@ -215,6 +219,7 @@ def faults(
                 team.start()
             frozen = _freeze(store, team)
             away = sum(_restart(store, database, mode, workers) for mode in modes)
+            (folder / "done").touch()
             for name, process in team.processes.items():
                 if process.wait(timeout=300) != 0 and process.returncode != -signal.SIGKILL:
                     raise RuntimeError(f"{name} ended with {process.returncode}:\n{team.log(name)[-3000:]}")
@@ -276,6 +281,7 @@ def _freeze(store: StudyStore, team: Workers) -> str:
 
 
 def _ended(store: StudyStore, number: int) -> optuna.trial.FrozenTrial | None:
+    store.requeue_stale()  # as an idle worker does
     trial = _study(store).get_trials(deepcopy=False)[number]
     return None if trial.state == TrialState.RUNNING else trial
 
