@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from bitbook.cli import app
 from bitbook.errors import PlanError, StudyError
-from bitbook.study import search, trial
+from bitbook.study import run, search, trial
 from bitbook.study.grid import DIGITS, Layers, Recipe, cell, scalar_recipes, vector_recipes
 from bitbook.study.run import work
 from bitbook.study.search import Proposer, SearchSettings, hopeless, run_trial
@@ -192,6 +192,7 @@ def test_usual_settings():
 
 def test_search_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "ALLOCATED_BITS", (2.0, 4.0))
+    monkeypatch.setattr(run, "usable_cores", lambda: 1)  # one thread: two that spin take longer on a busy machine
     monkeypatch.chdir(tmp_path)
     settings = SearchSettings.usual("digits", epochs=2)
     grid = StudyStore.create(open_storage("study.db"), "digits", "bitbook.study.trial:run_trial")
