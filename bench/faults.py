@@ -34,15 +34,17 @@ from optuna.trial import TrialState
 from bitbook.study.storage import StudyStore, cell_id, open_storage
 
 ROOT = Path(__file__).parents[1]
-HEARTBEAT, GRACE = 1, 3  # seconds
+GRACE = 10  # seconds without a sign of life after which a worker counts as dead
 STUDY, TRIAL = "faults", "bench.faults:sleep"
 PACKAGED = Path("/usr/lib/postgresql")
 T = TypeVar("T")
 
 
 def sleep(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial that takes as long as it says, and leaves a line each time it is executed."""
+    """A trial that takes as long as it says, or until a file is there, and leaves a line each time it is executed."""
     time.sleep(cell["seconds"])
+    while "until" in cell and not os.path.exists(cell["until"]):
+        time.sleep(0.05)
     with open(cell["log"], "a") as log:
         log.write(f"{cell['x']}\n")
     return {"square": cell["x"] ** 2, "objectives": [cell["x"] + 1, 50.0]}
@@ -147,6 +149,8 @@ class Outcome:
     restarts: int
     away: float
     """Seconds in which there was no database."""
+    unfinished: int
+    """Cells that waited or ran when it went away, over all restarts."""
     executions: int
     """Trials that ran to their end, accepted or not."""
     accepted: int
@@ -163,13 +167,15 @@ class Outcome:
 class Workers:
     """Worker processes by name."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, store: StudyStore, url: str, folder: Path) -> None:
         self.url, self.folder = url, folder
+        self.heartbeat, self.grace = store.heartbeat_interval, int(store.grace.total_seconds())
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
         name = f"worker-{len(self.processes)}"
-        options = {"study": STUDY, "trial": TRIAL, "worker": name, "threads": 1, "heartbeat": HEARTBEAT, "grace": GRACE}
+        options = {"study": STUDY, "trial": TRIAL, "worker": name, "threads": 1}
+        options |= {"heartbeat": self.heartbeat, "grace": self.grace}
         path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
         with open(self.folder / f"{name}.log", "wb") as log:
             self.processes[name] = subprocess.Popen(
@@ -199,24 +205,30 @@ def faults(
     modes: tuple[str, ...] = ("immediate",),
 ) -> Outcome:
     """One round: a study of `cells` cells of so many seconds, on a database that holds no other."""
-    storage = open_storage(database.url, heartbeat=HEARTBEAT, grace=GRACE)
+    storage = open_storage(database.url, heartbeat=max(1, grace // 4), grace=grace)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = StudyStore.create(storage, STUDY, TRIAL)
         wanted = [{"x": x, "seconds": seconds, "log": str(folder / "executions")} for x in range(cells)]
+        for cell in wanted[-workers:]:  # so that there is something to do, however slow this process is
+            cell["until"] = str(folder / "done")
         store.enqueue(wanted)
-        team = Workers(database.url, folder)
+        team = Workers(store, database.url, folder)
         try:
             for _ in range(workers):
                 team.start()
+            _wait_for(lambda: store.counts()["done"] >= workers)
+            restarts = [_restart(store, database, modes[0], workers)]
             for _ in range(kills):
                 victim, _ = _busy(store, team)
                 team.processes[victim].kill()
+                team.processes[victim].wait()
                 team.start()
+            restarts += [_restart(store, database, mode, workers) for mode in modes[1:]]
             frozen = _freeze(store, team)
-            away = sum(_restart(store, database, mode, workers) for mode in modes)
+            (folder / "done").touch()
             for name, process in team.processes.items():
-                if process.wait(timeout=300) != 0 and process.returncode != -signal.SIGKILL:
+                if process.wait(timeout=600) != 0 and process.returncode != -signal.SIGKILL:
                     raise RuntimeError(f"{name} ended with {process.returncode}:\n{team.log(name)[-3000:]}")
         finally:
             team.close()
@@ -229,7 +241,8 @@ def faults(
             killed=kills,
             frozen=1,
             restarts=len(modes),
-            away=away,
+            away=sum(away for away, _ in restarts),
+            unfinished=sum(unfinished for _, unfinished in restarts),
             executions=len((folder / "executions").read_text().split()),
             accepted=len(trials),
             duplicates=sum(accepted.values()) - len(accepted),
@@ -276,26 +289,31 @@ def _freeze(store: StudyStore, team: Workers) -> str:
 
 
 def _ended(store: StudyStore, number: int) -> optuna.trial.FrozenTrial | None:
+    store.requeue_stale()  # as an idle worker does
     trial = _study(store).get_trials(deepcopy=False)[number]
     return None if trial.state == TrialState.RUNNING else trial
 
 
-def _restart(store: StudyStore, database: Server, mode: str, workers: int) -> float:
-    """Stop the database while workers are busy, and start it when all of them would count as dead; seconds away."""
+def _restart(store: StudyStore, database: Server, mode: str, workers: int) -> tuple[float, int]:
+    """Stop the database while workers are busy, and start it when all of them would count as dead.
+
+    Returns the seconds without it, and how many cells were not finished before.
+    """
     _wait_for(lambda: store.counts()["running"] >= min(2, workers))
+    counts = store.counts()
     began = time.monotonic()
     database.stop(mode)
-    time.sleep(GRACE + 1)
+    time.sleep(store.grace.total_seconds() + 1)
     database.start()
-    return time.monotonic() - began
+    return time.monotonic() - began, counts["waiting"] + counts["running"]
 
 
-def _wait_for(condition: Callable[[], T | None], seconds: float = 120.0) -> T:
+def _wait_for(condition: Callable[[], T | None], seconds: float = 600.0) -> T:
     end = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > end:
             raise RuntimeError("waited in vain")
-        time.sleep(0.1)
+        time.sleep(0.3)
     return found
 
 
@@ -333,6 +351,7 @@ def write(outcomes: list[Outcome], folder: Path, command: str) -> None:
         "frozen": "workers frozen for longer than the grace period, then woken up",
         "restarts": "restarts of the database under load, half of them as if it had crashed",
         "away": "seconds without a database",
+        "unfinished": "cells that waited or ran when it went away",
         "executions": "trials that ran to their end",
         "accepted": "results accepted",
         "duplicates": "results accepted beyond the first of a cell",
@@ -343,8 +362,8 @@ def write(outcomes: list[Outcome], folder: Path, command: str) -> None:
     sums = [{"": said[name], "sum": sum(column)} for name, column in zip(names, zip(*rows, strict=True), strict=True)]
     (folder / "faults.md").write_text(
         "# Faults: a study on PostgreSQL while workers die and the database is restarted\n\n"
-        f"Sums over {len(outcomes)} rounds ([each](faults.csv)), trials of half a second, heartbeats every "
-        f"{HEARTBEAT} s, {GRACE} s of grace; the database is away for longer than that.\n\n"
+        f"Sums over {len(outcomes)} rounds ([each](faults.csv)), trials of half a second, {GRACE} s of "
+        "grace; the database is away for longer than that.\n\n"
         + markdown_table(sums, ["", "sum"])
         + f"\n```sh\n{command}\n```\n\nHow it is done: [many-machines.md](../many-machines.md).\n"
     )

@@ -12,6 +12,7 @@ from bitbook.cli.compress import compress
 from bitbook.cli.explain import explain
 from bitbook.cli.files import decompress, evaluate, inspect
 from bitbook.cli.rd import rd
+from bitbook.cli.search import search
 from bitbook.cli.study import study
 from bitbook.errors import BitbookError
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (study, compress, decompress, inspect, evaluate, rd, explain):
+for command in (study, search, compress, decompress, inspect, evaluate, rd, explain):
     app.command()(command)
 
 

@@ -44,6 +44,9 @@ def study(
         bool, typer.Option("--keep-going", help="Report what there is although trials failed.")
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed before.")] = False,
+    join: Annotated[
+        bool, typer.Option("--join", help="Be one worker of a study that was begun elsewhere; report nothing.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
 ) -> None:
     """Run a study: many recipes, several seeds, and a report of file size against accuracy.
@@ -68,6 +71,7 @@ def study(
     from bitbook import __version__
     from bitbook.data import load_dataset
     from bitbook.study.report import write_all
+    from bitbook.study.run import join as join_study
     from bitbook.study.run import run_study
     from bitbook.study.trial import STARTS_FOLDER
 
@@ -75,6 +79,8 @@ def study(
         load_dataset(name)  # so that missing data says so once, here, and not in every worker
     out.mkdir(parents=True, exist_ok=True)
     os.environ[STARTS_FOLDER] = str((out / "starts").resolve())
+    if join:
+        raise typer.Exit(join_study(storage or out / "study.db", dataset, found.trial))
     results = run_study(
         cells,
         found.trial,

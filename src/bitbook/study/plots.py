@@ -49,8 +49,8 @@ _LEAST_ERROR = 0.05  # percent; stands for no error at all on an axis that has n
 
 def panel(point: Point) -> str:
     """The part of a picture that a point's method belongs to."""
-    if point.method == "source":
-        return "source"
+    if point.method in ("source", "search"):
+        return point.method
     if point.family == "scalar":
         return "scalar"
     if point.family not in ("vector", "fused"):
@@ -69,6 +69,7 @@ PANELS = (
     "fused vectors",
     "controls",
     "source",
+    "search",
 )
 
 
@@ -121,7 +122,7 @@ def size_accuracy(
                 _curve(ax, lines[method], i, connected=method != "source")
         byte_axis(first, [size for p in points for size in p.sizes])
         if not linear:
-            _error_axis(first, [p.test.mean for p in points])
+            error_axis(first, [p.test.mean for p in points])
         for ax in axes.values():
             _legend(ax)
             if ax.get_subplotspec().is_first_col():
@@ -239,7 +240,7 @@ def byte_axis(ax: Any, sizes: Sequence[float]) -> None:
     ax.set_xticks([], minor=True)
 
 
-def _error_axis(ax: Any, accuracies: Sequence[float]) -> None:
+def error_axis(ax: Any, accuracies: Sequence[float]) -> None:
     """An accuracy axis that is logarithmic in 100 % − accuracy, with ticks in accuracies."""
     np = optional_import("numpy", "study")
     ax.set_yscale(

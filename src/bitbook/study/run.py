@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 from uuid import uuid4
 
+from optuna.storages import RDBStorage
+
 from bitbook.errors import BitbookError, StudyError
 from bitbook.importing import import_callable
 from bitbook.study.storage import (
@@ -39,6 +41,7 @@ from bitbook.study.storage import (
     StudyStore,
     cell_id,
     check_result,
+    has_study,
     open_storage,
     storage_url,
 )
@@ -455,13 +458,18 @@ def join(
 ) -> int:
     """Be one worker of a study that `run_study` has made, until nothing is left to do; returns an exit code.
 
-    threads: of each trial, by default all cores of this process; the others as for `run_study` and `work`. Raises
-    StudyError if the storage holds no such study, or if trial or versions are others.
+    threads: of each trial, by default all cores of this process; the others as for `run_study` and `work`. A study
+    that is not there yet is waited for. SIGTERM, which Slurm and Kubernetes send, stops as Ctrl-C does, and the cell
+    that was running is queued again at once. Raises StudyError if trial or versions are others, or if no such study
+    appears.
     """
     threads = threads or usable_cores()
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     worker = worker or f"{socket.gethostname()}-{uuid4().hex[:12]}"
-    store = StudyStore(open_storage(storage, heartbeat=heartbeat, grace=grace, patience=PATIENCE), study)
+    opened = open_storage(storage, heartbeat=heartbeat, grace=grace, patience=PATIENCE)
+    _wait_for_study(opened, study)
+    store = StudyStore(opened, study)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if store.trial != trial:
             raise StudyError(f"study {study!r} runs the trial {store.trial!r}, not {trial!r}")
@@ -474,8 +482,16 @@ def join(
         store.release(worker)
         return 130
     finally:
+        signal.signal(signal.SIGTERM, before)
         store.close()
     return 0
+
+
+def _wait_for_study(storage: RDBStorage, name: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not has_study(storage, name) and time.monotonic() < end:
+        print(f"the storage holds no study named {name!r} yet; waiting for it", file=sys.stderr, flush=True)
+        time.sleep(5)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ SETTINGS = {"digits": DIGITS, "mnist": MNIST}
 ALLOCATED_BITS = (1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 """Bits per weight at which the allocator says what to begin with."""
 _RATE = 1e-2  # at which that is trained
-_POPULATION = 20  # of NSGA-II, a generation
+_POPULATION = 10  # of NSGA-II, a generation; with 20, it learns little in a hundred trials
 _CALIBRATION, _SEQUENCES = 512, 64  # examples on which sensitivities are measured
 _LEAST_ERROR = 0.05  # percent; stands for no error at all where a logarithm is taken
 _ASKED = 50  # proposals that were made before, until another sampler is asked
@@ -103,7 +103,7 @@ class SearchSettings:
         usual: dict[str, Any] = {"model": model, "start": STRONG_START, "epochs": SOURCE_TUNE["epochs"], "batch": 64}
         if known is not None:
             start, tune = known.starts[0]
-            epochs, batch = (tune(Recipe("", "", "", Plan()))[key] for key in ("epochs", "batch"))
+            epochs, batch = (tune(Recipe("search", "search", "", Plan()))[key] for key in ("epochs", "batch"))
             usual |= {"model": model or known.model, "start": start, "epochs": epochs, "batch": batch}
         if usual["model"] in PRETRAINED_MODELS:
             usual["start"] = {"epochs": 0}
@@ -168,10 +168,10 @@ def file_size(model: nn.Module) -> int:
 def hopeless(size: int, accuracy: float, check: Mapping[str, Any]) -> str | None:
     """Why a trial of this size and accuracy, halfway, is given up; None if it is not.
 
-    check: `after`, `margin` and the `front`, pairs of bytes and accuracy; without a margin, there is no rule.
+    check: `after`, `margin` and the `front`, pairs of bytes and accuracy; with None as a margin, there is no rule.
     """
-    margin = check.get("margin")
-    rivals = [point for point in check.get("front", ()) if point[0] <= size]
+    margin = check["margin"]
+    rivals = [point for point in check["front"] if point[0] <= size]
     if margin is None or not rivals:
         return None
     best = max(rivals, key=lambda point: point[1])
@@ -239,15 +239,14 @@ class Proposer:
         return [(parameters, size, accuracy) for parameters, size, accuracy in found if parameters is not None]
 
     def _comparable(self, cell: Cell) -> bool:
-        return all(cell[key] == getattr(self.settings, key) for key in ("model", "holdout", "start", "seed"))
+        return all(cell.get(key) == getattr(self.settings, key) for key in ("model", "holdout", "start", "seed"))
 
     def cell(self, parameters: Mapping[str, Any], origin: str, done: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """The cell that stands for these parameters, pruned against the front of the grid and of what is done."""
         settings = self.settings
-        check: dict[str, Any] = {"after": (settings.epochs + 1) // 2}
-        if settings.margin is not None:
-            points = [record["result"]["objectives"] for record in (*self.grid, *finished(done))]
-            check |= {"margin": settings.margin, "front": [points[i] for i in pareto_front(points)] if points else []}
+        points = [record["result"]["objectives"] for record in (*self.grid, *finished(done))]
+        front = [points[i] for i in pareto_front(points)] if points else []
+        check = {"after": (settings.epochs + 1) // 2, "margin": settings.margin, "front": front}
         return {
             "dataset": settings.dataset,
             "holdout": settings.holdout,
@@ -352,7 +351,7 @@ class Found:
     results: list[dict[str, Any]]
     """The front's recipes as cells of a grid, with every seed."""
     grid: list[dict[str, Any]]
-    """The grid's results of the same model, start and held-out part, with every seed."""
+    """The grid's results of the same model, start, held-out part and length of training, with every seed."""
     known: int
     """How many of them the sampler began with."""
 
@@ -395,15 +394,16 @@ def search(
             cells, "bitbook.study.trial:run_trial", storage, name=f"{settings.name}, front",
             settings=dict(versions or {}), workers=workers, progress=progress,
         )  # fmt: skip
-        compared = ("model", "holdout", "start")
-        grid = [
-            record
-            for record in grid_results(store, settings)
-            if all(record["cell"][key] == getattr(settings, key) for key in compared)
-        ]
+        grid = [record for record in grid_results(store, settings) if _trained_alike(record["cell"], settings)]
         return Found(settings, numbered, failures, front, results, grid, len(proposer.known))
     finally:
         store.close()
+
+
+def _trained_alike(cell: Cell, settings: SearchSettings) -> bool:
+    """Whether a cell of a grid has the search's start, and was trained as long under its plan."""
+    same = all(cell.get(key) == getattr(settings, key) for key in ("model", "holdout", "start"))
+    return same and [phase.get("tune", {}).get("epochs") for phase in cell["phases"]] == [settings.epochs]
 
 
 def front_of(results: Iterable[Mapping[str, Any]]) -> list[Any]:

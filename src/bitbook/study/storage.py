@@ -219,6 +219,12 @@ def _share_sqlite(engine: sqlalchemy.Engine) -> None:
         pass
 
 
+def has_study(storage: RDBStorage, name: str) -> bool:
+    """Whether the storage holds a study of this name."""
+    with Session(storage.engine) as session:
+        return StudyRow.find_by_name(name, session) is not None
+
+
 @dataclass(frozen=True)
 class Claim:
     """The right to run one cell. `trial_id` is the fencing token: void once the trial has been given up."""

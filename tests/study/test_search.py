@@ -1,0 +1,220 @@
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from bitbook.cli import app
+from bitbook.errors import PlanError, StudyError
+from bitbook.study import run, search, trial
+from bitbook.study.grid import DIGITS, Layers, Recipe, cell, scalar_recipes, vector_recipes
+from bitbook.study.run import work
+from bitbook.study.search import Proposer, SearchSettings, hopeless, run_trial
+from bitbook.study.stats import pareto_front
+from bitbook.study.storage import StudyStore, open_storage
+
+SETTINGS = SearchSettings(
+    "digits", "mlp-64-32-16-10", 287, {"epochs": 8, "lr": 0.1, "batch": 32, "momentum": 0.9}, epochs=2, batch=32
+)
+
+
+@pytest.fixture(autouse=True)
+def starts(tmp_path_factory, monkeypatch):
+    """Float models are trained once for all tests."""
+    monkeypatch.setenv(trial.STARTS_FOLDER, str(tmp_path_factory.getbasetemp() / "starts"))
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A search in an empty storage; called with settings and a name of its file."""
+    opened = []
+
+    def make(settings=SETTINGS, file="study.db"):
+        storage = open_storage(tmp_path / file)
+        opened.append(StudyStore.create(storage, settings.name, search.TRIAL, {"search": asdict(settings)}))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+def made_up(cell):
+    """A result without training: bytes grow with rungs, accuracy with rungs of the first layer and one good rate."""
+    parameters = cell["parameters"]
+    rungs = [value for name, value in parameters.items() if name.endswith(" rung")]
+    size = 1000 + 100 * sum(rungs)
+    accuracy = 90 + rungs[0] - abs(parameters["rate"] - 4) - 2 * (parameters["momentum"] > 0)
+    if accuracy < 88:
+        return {"bytes": size, "checked": {"epochs": 1, "accuracy": accuracy}, "pruned": "hopeless"}
+    return {"objectives": [size, accuracy], "bytes": size, "checked": {"epochs": 1, "accuracy": accuracy}}
+
+
+# --- the rule
+
+
+points = st.lists(st.tuples(st.integers(1, 100), st.floats(0, 100)), max_size=5)
+
+
+@given(points, st.integers(1, 100), st.floats(0, 100), st.floats(0, 10))
+def test_a_trial_is_given_up_where_a_point_of_no_more_bytes_is_better_by_more_than_the_margin(front, size, acc, margin):
+    check = {"after": 5, "margin": margin, "front": front}
+    reason = hopeless(size, acc, check)
+    assert (reason is not None) == any(b <= size and acc < a - margin for b, a in front)
+    assert hopeless(size, acc, {**check, "margin": None}) is None
+    if reason is not None:
+        assert f"more than {margin:g} points below" in reason
+
+
+# --- a trial
+
+
+def cell_of(**check):
+    space = search.Space.of(search.build_model(SETTINGS.model, 0), epochs=2, batch=32)
+    parameters = {name: 3 for name in space.distributions if name.endswith(" rung")} | {"rate": 4, "momentum": 0.9}
+    parameters |= {f"{name} kind": "vectors of 4" for name in space.ladders}
+    parameters |= {"others": "8 bits", "schedule": "cosine", "scales": "refreshed"}
+    start = {key: getattr(SETTINGS, key) for key in ("dataset", "model", "holdout", "seed")}
+    check = {"after": 1, "margin": 3.0, "front": [], **check}
+    return {**start, "start": dict(SETTINGS.start), **space.said(parameters), "check": check}
+
+
+def test_looking_changes_nothing_and_a_hopeless_trial_says_why(monkeypatch):
+    finished = run_trial(cell_of())
+    assert finished["objectives"] == [finished["bytes"], finished["rows"][0]["accuracy"]]
+    assert finished["checked"]["epochs"] == 1 and [row["split"] for row in finished["rows"]] == ["validation"]
+    # Of no more bytes, and better than all; then the same beyond its bytes, and without a margin.
+    given_up = run_trial(cell_of(front=[[finished["bytes"], 100.0]]))
+    assert given_up.keys() == {"bytes", "checked", "pruned"} and "3 points below 100.00 %" in given_up["pruned"]
+    assert given_up["checked"] == finished["checked"]
+    assert run_trial(cell_of(front=[[finished["bytes"] + 1, 100.0]])) == finished
+    assert run_trial(cell_of(front=[[1, 100.0]], margin=None)) == finished
+    # As trained without a look in between, and without the test data.
+    never = run_trial(cell_of(after=3))
+    assert {**never, "checked": finished["checked"]} == finished
+    dataset, data = trial.load_parts("digits", 287)
+    poisoned = replace(dataset, test_x=dataset.test_x * math.nan)
+    monkeypatch.setattr(trial, "load_parts", lambda name, holdout: (poisoned, data))
+    assert run_trial(cell_of()) == finished
+
+
+def test_a_training_that_diverges_is_pruned():
+    diverging = cell_of()
+    diverging["phases"][0]["tune"] = {"epochs": 2, "lr": 1e6, "batch": 32}
+    result = run_trial(diverging)
+    assert "diverged" in result["pruned"] and "objectives" not in result
+
+
+# --- the sampler
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_a_search_ends_the_same_whether_it_was_interrupted_or_not(store, sampler):
+    settings = replace(SETTINGS, sampler=sampler)
+    whole = store(settings)
+    work(whole, made_up, "me", propose=Proposer(whole, 30))
+    parts = store(settings, "parts.db")
+    for limit in (7, 8, 30):
+        stops = iter([True] * 9 + [False])
+        work(parts, made_up, "me", propose=Proposer(parts, limit), alive=lambda stops=stops: next(stops))
+    work(parts, made_up, "me", propose=Proposer(parts, 30))
+    assert [r["cell"] for r in parts.results()] == [r["cell"] for r in whole.results()]
+    cells = [record["cell"] for record in whole.results()]
+    assert len(cells) == 30 and len({json.dumps(cell["phases"] + [cell.get("regime")]) for cell in cells}) == 30
+    assert Proposer(whole, 30)() == 0
+    # Each was pruned against the front of those before it.
+    for i, record in enumerate(whole.results()):
+        before = [r["result"]["objectives"] for r in whole.results()[:i] if "objectives" in r["result"]]
+        assert record["cell"]["check"]["front"] == [before[j] for j in (pareto_front(before) if before else [])]
+
+
+def test_the_usual_sampler_learns(store):
+    def best(sampler):
+        held = store(replace(SETTINGS, sampler=sampler), f"{sampler}.db")
+        work(held, made_up, "me", propose=Proposer(held, 50))
+        return sum(record["result"].get("objectives", [0, 0])[1] >= 92 for record in held.results())
+
+    assert best("tpe") > 1.3 * best("random")
+
+
+def test_cells_that_wait_are_not_proposed_again(store):
+    held = store()
+    proposer = Proposer(held, 6)
+    assert [proposer() for _ in range(8)] == [1] * 6 + [0] * 2
+    assert len(held.unfinished()) == 6
+    with pytest.raises(StudyError, match="settings"):
+        store(replace(SETTINGS, epochs=3))
+
+
+def test_the_grid_is_what_a_search_begins_with(store, tmp_path):
+    settings = replace(SETTINGS, grid="digits")
+    held = store(settings)
+    grid = StudyStore.create(held.storage, "digits", "a:b")
+    recipes = [*scalar_recipes(Layers(), (2, 3, 4), (None, 8)), Recipe("float", "float", "float32", search.Plan())]
+    tune = {"epochs": 2, "lr": 1e-2, "batch": 32}
+    said = {"dataset": "digits", "model": settings.model, "start": settings.start, "holdout": 287}
+    grid.enqueue(cell(recipe, tune=tune, seed=seed, **said) for recipe in recipes for seed in (0, 1))
+    sizes = iter(range(100, 10_000, 100))
+    while (claim := grid.claim()) is not None:
+        grid.finish(claim, {"objectives": [next(sizes), 90.0]})
+    proposer = Proposer(held, 6)
+    assert len(proposer.grid) == 7  # of seed 0
+    assert len(proposer.known) == 3  # and without inputs quantized, or everything left as it is
+    assert proposer() == 1
+    assert held.unfinished()[0]["check"]["front"] == [[100, 90.0]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"sampler": "grid"}, "tpe"), ({"margin": -1.0}, "zero or more"), ({"holdout": 0}, "held-out")],
+)
+def test_settings_are_checked(wrong, message):
+    with pytest.raises(PlanError, match=message):
+        replace(SETTINGS, **wrong)
+
+
+def test_usual_settings():
+    usual = SearchSettings.usual("digits", epochs=None, seed=3)
+    assert (usual.model, usual.start, usual.holdout) == (DIGITS.model, DIGITS.starts[0][0], DIGITS.holdout)
+    assert (usual.epochs, usual.batch, usual.seed) == (10, 32, 3)
+    assert SearchSettings.usual("mnist").epochs == 5
+    other = SearchSettings.usual("digits", "mlp-64-8-10", holdout=100)
+    assert (other.model, other.holdout) == ("mlp-64-8-10", 100)
+    with pytest.raises(PlanError, match="name one"):
+        SearchSettings.usual("cifar10")
+
+
+# --- all of it
+
+
+def test_search_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "ALLOCATED_BITS", (2.0, 4.0))
+    monkeypatch.setattr(run, "usable_cores", lambda: 1)  # one thread: two that spin take longer on a busy machine
+    monkeypatch.chdir(tmp_path)
+    settings = SearchSettings.usual("digits", epochs=2)
+    grid = StudyStore.create(open_storage("study.db"), "digits", "bitbook.study.trial:run_trial")
+    recipes = [*scalar_recipes(Layers(), (2, 4), (None,)), *vector_recipes(Layers(), 4, (16,))]
+    tune = {"epochs": 2, "lr": 1e-2, "batch": 32}
+    said = {"dataset": "digits", "model": settings.model, "start": settings.start, "holdout": settings.holdout}
+    grid.enqueue(cell(recipe, tune=tune, seed=seed, **said) for recipe in recipes for seed in (0, 1))
+    monkeypatch.setenv(trial.STARTS_FOLDER, str(tmp_path / "starts"))
+    work(grid, trial.run_trial, "me")
+    grid.close()
+
+    command = ["search", "--dataset", "digits", "--epochs", "2", "--out", ".", "--seeds", "2", "--workers", "1"]
+    first = CliRunner().invoke(app, [*command, "--trials", "5"], catch_exceptions=False)
+    assert first.exit_code == 0, first.output
+    assert "5 trials: 2 from allocator, 3 from tpe; the sampler began with 2 results of the grid" in first.output
+    more = CliRunner().invoke(app, [*command, "--trials", "6", "--json"], catch_exceptions=False)
+    found = json.loads(more.stdout)
+    assert (found["trials"], found["failed"], found["known"]) == (6, 0, 2)
+    assert [point["seeds"] for point in found["front"]] == [[0, 1]] * len(found["front"])
+    for name in ("csv", "md", "svg", "html"):
+        assert (tmp_path / f"search.{name}").stat().st_size > 500
+    table = (tmp_path / "search.csv").read_text().splitlines()
+    assert len(table) == 7 and table[0].startswith("number,origin,bytes,validation")
+    joined = CliRunner().invoke(app, [*command, "--trials", "6", "--join"], catch_exceptions=False)
+    assert joined.exit_code == 0 and joined.stdout == ""
