@@ -41,7 +41,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 _CALIBRATION = 500  # examples on which statistics are shifted
 _NEARER = (0.25, 0.5, 0.75, 1.0)  # of the way from levels back to float weights; a code may end anywhere between
-_WEIGHINGS = 4  # of the file while it is trained: codes are estimated, the rest is what a file has more
+_WEIGHINGS = 24  # of the file while it is trained: what it has beyond the estimate of its codes shrinks to the end
 _SQUEEZED = 1.5  # times the budget: better a worse file than none after a long training
 _AIM = 0.985  # of the budget
 _INTEGRAL, _PROPORTIONAL = 60.0, 15.0  # of ln λ, for each unit of ln(bits / goal): over a whole training, and at once
