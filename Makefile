@@ -12,7 +12,7 @@ FIND_TORCH := import pathlib, torch; \
 	print(pathlib.Path(torch.__file__).parents[1])
 
 .DELETE_ON_ERROR:
-.PHONY: help setup study results headline entropy family peers networks test test-slow bench clean
+.PHONY: help setup study results headline entropy family peers networks c test test-slow bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ networks: ## what a byte budget costs on public networks (BITBOOK_DATA), and doc
 	$(MAKE) study DATASET=networks
 	$(PY) -m bitbook.study.networks_document runs/networks docs/results
 
+c: build/unbitbook ## the decoder without Python, a command that lists and unpacks files (c/README.md)
+
+build/unbitbook: c/unbitbook.c c/bitbook.c c/bitbook.h
+	@mkdir -p build
+	$(CC) -std=c99 -Wall -Wextra -pedantic -O2 -o $@ c/unbitbook.c c/bitbook.c -lm
+
 test: $(STAMP) ## lint, format check, types, and the quick tests
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
@@ -63,7 +69,7 @@ bench: $(STAMP) ## every benchmark, one after the other
 	@set -e; for file in bench/*.py; do name=$$(basename $$file .py); echo "== $$name"; $(PY) -m bench.$$name; done
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An installed torch is reused by naming its folder in a .pth file, which, unlike --system-site-packages, also

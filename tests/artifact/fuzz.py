@@ -74,13 +74,7 @@ class Report(NamedTuple):
 def fuzz(*, seed: int, files: int | None = None, seconds: float | None = None) -> Report:
     """Try changed files until either limit; raises whatever a reader must not raise."""
     rng = random.Random(seed)
-    corpus = [
-        to_bytes(artifact, coder, layout)[0]
-        for artifact in contents().values()
-        for coder in CODERS.values()
-        for layout in ("one", "per-tensor")
-    ]
-    corpus.extend(to_bytes(artifact)[0] for artifact in (mixed(), trellis(), family()))
+    corpus = beginning()
     for data in corpus:
         check(data)  # compiles, before anything is measured
     known: set[tuple[str, int, int]] = set()
@@ -98,6 +92,17 @@ def fuzz(*, seed: int, files: int | None = None, seconds: float | None = None) -
             corpus.append(data)
         tried += 1
     return Report(tried, read, len(known), len(corpus), _memory() - before)
+
+
+def beginning() -> list[bytes]:
+    """Files that hold something of everything, to be changed."""
+    files = [
+        to_bytes(artifact, coder, layout)[0]
+        for artifact in contents().values()
+        for coder in CODERS.values()
+        for layout in ("one", "per-tensor")
+    ]
+    return files + [to_bytes(artifact)[0] for artifact in (mixed(), trellis(), family())]
 
 
 def family() -> Artifact:

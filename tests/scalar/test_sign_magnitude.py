@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitbook import ECSQ, Codebook, FakeQuantize, Residual, SignMagnitude, Uniform, quantize
+from bitbook import ECSQ, Codebook, FakeQuantize, Residual, Rotated, SignMagnitude, Uniform, quantize
 from bitbook.errors import PlanError
 
 
@@ -45,7 +45,7 @@ def test_it_trains_as_the_inner_one_does() -> None:
     assert not SignMagnitude(Residual((Codebook(4), Codebook(4)))).idempotent
 
 
-@pytest.mark.parametrize("inner", [4, SignMagnitude(Uniform(4))], ids=repr)
+@pytest.mark.parametrize("inner", [4, SignMagnitude(Uniform(4)), Rotated(SignMagnitude(Uniform(4)))], ids=repr)
 def test_refusals(inner) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(PlanError, match="quantizer of magnitudes"):
         SignMagnitude(inner)

@@ -24,8 +24,11 @@ class SignMagnitude(Quantizer):
     inner: Quantizer
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, Quantizer) or isinstance(self.inner, SignMagnitude):
-            raise PlanError(f"SignMagnitude(inner={self.inner!r:.80}): use a quantizer of magnitudes")
+        innermost = self.inner
+        while not isinstance(innermost, SignMagnitude) and isinstance(getattr(innermost, "inner", None), Quantizer):
+            innermost = innermost.inner  # type: ignore[attr-defined]  # a transform's, whose streams are its own
+        if not isinstance(innermost, Quantizer) or isinstance(innermost, SignMagnitude):
+            raise PlanError(f"SignMagnitude(inner={self.inner!r:.80}): use a quantizer of magnitudes, without signs")
         # As the inner quantizer does.
         for name in ("trains_codes", "learns_side", "idempotent", "independent_blocks", "codes_by_row"):
             object.__setattr__(self, name, getattr(self.inner, name))

@@ -1,0 +1,290 @@
+"""The decoder in C reads what Python reads, to the bit, and refuses what Python refuses."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.artifact.forge import signed, signed_one
+from tests.c.decoder import SOURCE, Fed, Refused, build, compiler, read
+from tests.c.fuzz import fuzz
+from tests.golden.make import HERE, path
+from tests.laws.cases import CODERS, QUANTIZERS, Case
+from torch import Generator, Tensor
+
+from bitbook import ECSQ, Codebook, Float, Integer, Permuted, Pruned, Trellis, Uniform, quantize
+from bitbook.artifact import Artifact, QuantizedInput, from_bytes, save, to_bytes
+from bitbook.blocks import Shape
+from bitbook.coding.coder import Coder
+from bitbook.coding.context import Context
+from bitbook.coding.fixed import Fixed
+from bitbook.coding.rans import Rans
+from bitbook.errors import CorruptArtifact, PlanError
+from bitbook.plan import Activation
+from bitbook.quantizer import Quantized, Quantizer, code_dtype
+from bitbook.transforms.permuted import rank_of
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler named cc")
+
+GOLDEN = sorted(HERE.glob("*.safetensors"))
+
+
+def same(data: bytes) -> None:
+    """Fail unless all names, shapes and bits are what Python reads."""
+    artifact, found = from_bytes(data), read(data)
+    wanted = artifact.state_dict()
+    assert list(found) == list(wanted)
+    names = list(found)
+    for name, tensor in wanted.items():
+        want = tensor.float().numpy()
+        assert found[name].values.shape == want.shape
+        bits = [np.where(np.isnan(v), np.float32(np.nan), v).view(np.int32) for v in (found[name].values, want)]
+        np.testing.assert_array_equal(*bits, err_msg=name)
+        assert names[found[name].target] == artifact.aliases.get(name, name)
+
+
+def layouts(coder: Coder) -> str:
+    """One layout for each coder, so that both are met often."""
+    return "one" if coder in CODERS[::2] else "per-tensor"
+
+
+@pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.stem)
+def test_golden_files(file: Path) -> None:
+    same(file.read_bytes())
+
+
+@pytest.mark.parametrize("case", QUANTIZERS, ids=str)
+def test_every_recipe_by_every_coder(case: Case) -> None:
+    w = torch.randn(6, 16, generator=Generator().manual_seed(0)) / 8
+    w[2] = 0
+    q = quantize(case.recipe, w, options=case.options, generator=Generator().manual_seed(0))
+    for coder in CODERS:
+        if coder != Fixed() or not any(spec.alphabet is None for spec in (s.spec for s in q.streams())):
+            same(to_bytes(Artifact({"w": q}), coder, layouts(coder))[0])
+
+
+def drawn(recipe: Quantizer, shape: Shape, rng: np.random.Generator, name: str = "") -> Quantized:
+    """A tensor of any codes that there may be, chosen as no encoder would."""
+    side = {n: drawn(child.recipe, child.shape, rng, n) for n, child in recipe.children(shape).items()}
+    codes: dict[str, Tensor] = {}
+    for spec in recipe.layout(shape):
+        count = math.prod(spec.grid)
+        numbers = rng.standard_cauchy(count) * 10 ** rng.uniform(-1, rng.choice([1, 9])) * (rng.random(count) < 0.7)
+        if isinstance(recipe, Float):
+            codes |= recipe.encode(torch.from_numpy(rng.normal(size=shape).astype(np.float32)), {})
+            continue
+        if isinstance(recipe, Pruned):
+            numbers = rng.permutation(np.arange(count) < recipe.keep).astype(np.int64)
+        elif spec.alphabet is None:
+            numbers = numbers.clip(-(2**31) + 2, 2**31 - 2).astype(np.int64)
+        else:
+            numbers = (spec.centre + numbers).astype(np.int64) % spec.alphabet
+        if spec.states:
+            numbers = path(numbers.tolist(), spec.states).long().numpy()
+        if name.startswith("rank"):
+            numbers[-1:] = 0  # then it is below n!
+        codes[spec.name] = torch.from_numpy(numbers).to(code_dtype(spec.alphabet)).reshape(spec.grid)
+    return Quantized(recipe, shape, codes, side)
+
+
+def agree(artifact: Artifact, coder: Coder) -> None:
+    """As `same`, where Python may also find that the content is none."""
+    data = to_bytes(artifact, coder, layouts(coder))[0]
+    try:
+        from_bytes(data).state_dict()
+    except CorruptArtifact:
+        with pytest.raises(Refused, match="CORRUPT.*not finite"):
+            read(data)
+    else:
+        same(data)
+
+
+@given(
+    case=st.sampled_from(QUANTIZERS),
+    shape=st.sampled_from([(6, 16), (3, 8), (12, 48), (5, 7), (17,), (), (1, 1), (2, 3, 8), (0, 16), (6, 0), (36, 16)]),
+    coder=st.sampled_from(CODERS),
+    pad=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_codes(case: Case, shape: Shape, coder: Coder, pad: bool, seed: int) -> None:
+    recipe = replace(case.recipe, pad=True) if pad and hasattr(case.recipe, "pad") else case.recipe
+    try:
+        recipe = recipe.resolve(shape)
+        tensor = drawn(recipe.decoder(), shape, np.random.default_rng(seed))
+        if isinstance(recipe, Float) or (coder == Fixed() and any(s.spec.alphabet is None for s in tensor.streams())):
+            return
+    except PlanError:  # a shape that the recipe does not fit
+        return
+    agree(Artifact({"w": tensor}), coder)
+
+
+def blobs(rows: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Images of a few non-zeros near each other, one in each row: what strides are for."""
+    y, x = np.mgrid[:size, :size]
+    centre = rng.integers(0, size, (2, rows, 1, 1))
+    near = (abs(y - centre[0]) + abs(x - centre[1]) < 3) & (rng.random((rows, size, size)) < 0.9)
+    return (near * rng.choice([-2, -1, 1, 3, 40], (rows, size, size))).reshape(rows, -1)
+
+
+@pytest.mark.parametrize("coder", [Context("small"), Context("fast"), Rans(), CODERS[-1]], ids=repr)
+def test_streams_that_learn_from_each_other(coder: Coder) -> None:
+    """Strides, links between axes of one length, trees of labels, escapes, machines."""
+    rng = np.random.default_rng(0)
+    whole, machine = ECSQ(2), Trellis(8, 1)
+    tensors = {}
+    for name, recipe, codes in (
+        ("a", whole, blobs(70, 9, rng)),
+        ("b", whole, (rng.standard_cauchy((40, 70)) * 3).clip(-1e9, 1e9)),
+        ("c", machine, blobs(50, 7, rng)),
+        ("d", Uniform(8), rng.normal(127, 9, (50, 40)).clip(0, 254)),
+        ("e", Integer(300), np.repeat(rng.integers(0, 300, (40, 5)), 8, 1)),
+        ("f", Integer(65536), rng.integers(0, 65536, (20, 20))),
+        ("g", Integer(2), rng.random((40, 40)) < 0.1),
+        ("h", machine, rng.standard_cauchy((30, 33)).clip(-(10**6), 10**6)),
+        ("i", Codebook(5000, (1, 1)), rng.integers(0, 5000, (80, 80))),
+    ):
+        codes = codes.astype(np.int64)
+        shape = codes.shape[::-1] if recipe == machine else codes.shape
+        q = drawn(recipe, shape, rng)
+        ((stream, _),) = q.codes.items()
+        if recipe == machine:
+            codes = path(codes.reshape(-1).tolist(), 8).numpy().reshape(codes.shape)
+        dtype = q.codes[stream].dtype
+        tensors[name] = replace(q, codes={stream: torch.from_numpy(codes).to(dtype)})
+    for layout in ("one", "per-tensor"):
+        same(to_bytes(Artifact(tensors), coder, layout)[0])
+
+
+def test_dense_types_names_ties_and_inputs() -> None:
+    rng = np.random.default_rng(1)
+    values = [0.0, -0.0, 1.5, math.nan, math.inf, 3e38, 1e-41, 2.0**24 + 1, -7.0]
+    numbers = torch.tensor(values, dtype=torch.float64), torch.tensor([0, -1, 2**24 + 1, 12345])
+    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    whole = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+    tensors: dict[str, Quantized | Tensor] = {
+        str(dtype): given.to(dtype) for given, dtypes in zip(numbers, (floats, whole), strict=True) for dtype in dtypes
+    }
+    tensors["large"] = torch.tensor([2**62 + 1, -(2**63), 2**31])
+    tensors |= {name: torch.ones(2) for name in ("", "ü / ☃ 🙂", 'q"\\', "\n\t\x01\x1f\x7f", "a\0b", "A", "_")}
+    tensors |= {"empty": torch.zeros(3, 0, 5), "scalar": torch.tensor(2.5), "half": drawn(Float("float16"), (3,), rng)}
+    w = drawn(Uniform(4, symmetric=False), (4, 4), rng)
+    tensors["w"] = w
+    activation = Activation(w.recipe, "running", "absmax")
+    inputs = {
+        "layer": QuantizedInput(activation, drawn(w.recipe, (1, 1), rng).side),
+        "other": QuantizedInput(Activation(w.recipe)),
+    }
+    artifact = Artifact(tensors, inputs, {"tied": "w", "again": "w", "0": "scalar"})
+    for coder in CODERS:
+        same(to_bytes(artifact, coder, "one")[0])
+        same(to_bytes(artifact, coder, "per-tensor")[0])
+    found = read(to_bytes(artifact)[0])
+    assert (found["w"].stored_as, found["half"].stored_as, found["A"].stored_as) == ("Uniform", "F16", "F32")
+
+
+def test_long_permutations() -> None:
+    """Orders as numbers of many bytes."""
+    rng = np.random.default_rng(2)
+    for n in (1, 2, 3, 20, 21, 257, 1000):
+        order = rng.permutation(n).tolist()
+        q = drawn(Permuted(Uniform(2)), (2, n), rng)
+        if n > 1:
+            size = q.side["rank"].shape[1]
+            digits = torch.tensor([list(rank_of(order).to_bytes(size, "little"))], dtype=torch.uint8)
+            q.side["rank"].codes["codes"].copy_(digits)
+        same(to_bytes(Artifact({"w": q}), Fixed())[0])
+
+
+def changed() -> Iterator[bytes]:
+    """Golden files cut off in some places, or with some bits turned."""
+    rng = np.random.default_rng(0)
+    for file in GOLDEN:
+        data = file.read_bytes()
+        ends = {0, 1, 7, 8, 9, len(data) - 1, *rng.integers(0, len(data), 12).tolist()}
+        yield from (data[:end] for end in sorted(ends))
+        yield data + b"\0"
+        for bit in rng.integers(0, 8 * len(data), 24).tolist():
+            turned = bytearray(data)
+            turned[bit // 8] ^= 1 << bit % 8
+            yield bytes(turned)
+
+
+def test_damaged_files_are_refused() -> None:
+    with Fed() as fed:
+        for data in changed():
+            assert fed.read(data)[0] in ("CORRUPT", "NEWER")
+
+
+def test_changed_files_are_what_python_says() -> None:
+    report = fuzz(seed=0, files=150)
+    assert report.read > 5
+    assert report.refused["CORRUPT"] > 50
+
+
+def test_errors_say_what_and_where() -> None:
+    rng = np.random.default_rng(3)
+    data = to_bytes(Artifact({"fc1.weight": drawn(Codebook(1, (1, 4)), (64, 64), rng)}), Fixed(), "per-tensor")[0]
+    with pytest.raises(Refused, match="TOO_MANY.*fc1.weight: the file claims more than 4000 elements"):
+        read(data, max_elements=4000)
+    mask = drawn(Pruned(3), (2, 4), rng)
+    mask.codes["mask"].zero_()
+    data = to_bytes(Artifact({"fc2.weight": mask}), Fixed())[0]
+    with pytest.raises(Refused, match="CORRUPT.*fc2.weight: a mask of 0 weights stands beside 3 values"):
+        read(data)
+    with pytest.raises(Refused, match="NEWER.*format 3; this one reads up to 2"):
+        read(signed_one(b"", 3))
+    with pytest.raises(Refused, match="NEWER.*format 3"):
+        read(signed(b'{"__metadata__":{"bitbook":"3"}}', b""))
+    with pytest.raises(Refused, match="CORRUPT.*this is no bitbook file"):
+        read(signed(b'{"w":{"data_offsets":[0,0],"dtype":"F32","shape":[0]}}', b""))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    program = build("unbitbook", (SOURCE / "unbitbook.c", SOURCE / "bitbook.c"))
+    w = drawn(Uniform(4), (3, 5), np.random.default_rng(4))
+    tensors = {"fc.weight": w, "../é": torch.arange(3.0), "scalar": torch.tensor(2.0), "n": torch.zeros(2, 0, 3)}
+    file, folder = tmp_path / "small.safetensors", tmp_path / "out"
+    save(Artifact(tensors, aliases={"tied": "fc.weight"}), file)
+    folder.mkdir()
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True)
+
+    listed = run(file)
+    assert listed.returncode == 0
+    assert listed.stdout.splitlines() == [
+        "(3,)  F32  ../é",
+        "(3, 5)  Uniform  fc.weight",
+        "(2, 0, 3)  F32  n",
+        "()  F32  scalar",
+        "(3, 5)  Uniform  tied  = fc.weight",
+    ]
+    assert run(file, folder).returncode == 0
+    wanted = {
+        "%2E.%2F%C3%A9": tensors["../é"],
+        "fc.weight": w.decode(),
+        "tied": w.decode(),
+        "scalar": 2.0,
+        "n": tensors["n"],
+    }
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.npy" for name in wanted)
+    for name, values in wanted.items():
+        loaded = np.load(folder / f"{name}.npy")
+        assert loaded.dtype == "<f4"
+        np.testing.assert_array_equal(loaded, np.asarray(values, np.float32))
+    assert run("--raw", file, folder).returncode == 0
+    assert (folder / "fc.weight.f32").read_bytes() == w.decode().numpy().tobytes()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert run(file).returncode == 1
+    assert "one entry" in run(file).stderr
+    assert "cannot be read" in run(tmp_path / "missing").stderr
+    assert run().returncode == 2
