@@ -260,7 +260,7 @@ static bool is_word(const document *d, size_t n, const char *word) {
 
 static bool is_text(const document *d, size_t n, const char *text) { /* quotes and brackets included */
     const node *v = &d->nodes[n];
-    size_t start = v->start - (v->type == '"'), size = v->stop - v->start + 2 * (v->type == '"');
+    size_t quote = v->type == '"', start = v->start - quote, size = v->stop - v->start + 2 * quote;
     return size == strlen(text) && memcmp(d->text + start, text, size) == 0;
 }
 
@@ -304,7 +304,8 @@ static double real(const document *d, size_t n) {
         if (c == 'e' || c == 'E') {
             bool below = d->text[i + 1] == '-';
             int power = 0;
-            for (i += 1 + (below || d->text[i + 1] == '+'); i < v->stop; i++) {
+            i += below || d->text[i + 1] == '+' ? 2 : 1;
+            for (; i < v->stop; i++) {
                 power = (int)smaller(10 * power + (d->text[i] - '0'), 9999);
             }
             exponent += below ? -power : power;
@@ -329,6 +330,8 @@ static void shortest(double x, bool single, char out[64]) {
     int precision = 0, exponent = 0;
     uint64_t digits = 0;
     double size = x < 0 ? -x : x;
+    out[0] = 0; /* what no text is */
+    if (!isfinite(x)) return;
     if (size > 0) {
         for (bool found = false; !found && precision < 17;) {
             snprintf(text, sizeof text, "%.*e", precision++, size);
@@ -1034,10 +1037,10 @@ static bool read_table(work *w, bytes *b, const stream *s, int precision, int pa
 
 static bool read_words(work *w, bytes table, const uint8_t *data, uint64_t words, stream *s) {
     int precision = *table.at;
+    if (precision != 12 && precision != 14 && precision != 16) return CORRUPT("frequencies of %d bits", precision);
     uint64_t state[4], at = 8, mask = ((uint64_t)1 << precision) - 1;
     uint8_t next[256][2];
     cell *mark = w->cells;
-    if (precision != 12 && precision != 14 && precision != 16) return CORRUPT("frequencies of %d bits", precision);
     slot *slots = room(w, (uint64_t)2 << precision, sizeof *slots);
     TRY(slots);
     for (int parity = 0; parity < (s->states ? 2 : 1); parity++) {
@@ -1248,8 +1251,9 @@ static bool read_fast(work *w, coder *c, grid *g) {
             int64_t above = i > 0 ? *(code - g->cols) : 0;
             int parity = g->odd ? place & 1 : 0;
             estimate *mine = all + parity * FAST_CONTEXTS;
-            int context = (activity_class(row) * 8 + activity_class(columns[j])) * 4 + (left ? 2 : 0) + (above ? 1 : 0);
-            if (!fast_bit(c, mine + context)) {
+            int near_zero = (activity_class(row) * 8 + activity_class(columns[j])) * 4;
+            near_zero += (left ? 2 : 0) + (above ? 1 : 0);
+            if (!fast_bit(c, mine + near_zero)) {
                 row -= row >> 5;
                 columns[j] -= columns[j] >> 4;
                 left = 0;
@@ -1532,7 +1536,7 @@ static bool read_small(work *w, context *x, grid *g, int64_t stride, const int8_
                 }
                 int nearer = sign_of(left) + sign_of(up);
                 int farther = sign_of(up_left) + sign_of(up_right) + sign_of(left2) + sign_of(up2);
-                const int64_t context[SIGN_MODELS] = {
+                const int64_t seen[SIGN_MODELS] = {
                     0,
                     3 * sign_of(left) + sign_of(up) + 4,
                     clipped(row_balance, -3, 3) + 3,
@@ -1546,7 +1550,7 @@ static bool read_small(work *w, context *x, grid *g, int64_t stride, const int8_
                     clipped(floor_divided(alike * 12, asked), -6, 6) + 6,
                 };
                 size_t at[SIGN_MODELS];
-                for (int n = 0; n < SIGN_MODELS; n++) at[n] = (size_t)(sign_start[n] + context[n]);
+                for (int n = 0; n < SIGN_MODELS; n++) at[n] = (size_t)(sign_start[n] + seen[n]);
                 negative = read_mixed(c, t, x->signs, at, x->sign_weights, SIGN_MODELS, 22, 45);
             }
 
@@ -1602,7 +1606,7 @@ static bool read_small(work *w, context *x, grid *g, int64_t stride, const int8_
     return outside ? CORRUPT("codes are not in [%" PRId64 ", %" PRId64 "]", g->low, g->high) : true;
 }
 
-static const int8_t *find_link(const context *x, uint64_t length) {
+static int8_t *find_link(const context *x, uint64_t length) {
     for (size_t i = 0; i < x->link_count; i++) {
         if (x->links[i].length == length) return x->links[i].classes;
     }
@@ -1613,7 +1617,7 @@ static const int8_t *find_link(const context *x, uint64_t length) {
 static bool remember(work *w, context *x, const grid *g, bool rows) {
     int64_t length = rows ? g->rows : g->cols, across = rows ? g->cols : g->rows;
     int64_t step = rows ? g->cols : 1, along = rows ? 1 : g->cols;
-    int8_t *classes = (int8_t *)find_link(x, (uint64_t)length);
+    int8_t *classes = find_link(x, (uint64_t)length);
     if (classes == NULL) {
         void *links = x->links;
         TRY(grow(w, &w->cells, &links, x->link_count, &x->most_links, sizeof(link)));
@@ -1748,24 +1752,24 @@ static bool read_mixed_group(work *w, const tables *t, const uint8_t *data, size
 
 /* Fills the codes of all streams, which have room for them and hold zeros. */
 static bool read_group(
-    work *w, const tables *t, coder_name coder, const uint8_t *data, size_t size, stream *s, size_t count
+    work *w, const tables *t, coder_name name, const uint8_t *data, size_t size, stream *s, size_t count
 ) {
-    if (coder == SMALLEST) {
+    if (name == SMALLEST) {
         int first = size ? data[0] : 0;
         if (count == 0 || first < 128) {
-            coder = CONTEXT;
+            name = CONTEXT;
         } else if (first == 129) {
             return read_mixed_group(w, t, data, size, s, count);
         } else if (first % 64) {
             return CORRUPT("the codes begin with %d, which names no coder", first);
         } else {
-            coder = first == 128 ? RANS : FIXED;
+            name = first == 128 ? RANS : FIXED;
             data++;
             size--;
         }
     }
-    if (coder == FIXED) return read_fixed(w, data, size, s, count);
-    if (coder == RANS) return read_whole_rans(w, data, size, s, count);
+    if (name == FIXED) return read_fixed(w, data, size, s, count);
+    if (name == RANS) return read_whole_rans(w, data, size, s, count);
     return read_context(w, t, data, size, s, count);
 }
 
@@ -1781,11 +1785,11 @@ typedef enum { NOTHING, WHOLE, SWITCH, REAL, WORD, BLOCK, RECIPE, STAGES, LEVELS
 typedef struct {
     int64_t number, other; /* a whole number, 0 or 1, the number of a word, rows and columns, a count */
     const void *data;      /* a recipe, several of them, or levels */
-} value;
+} argument;
 
 typedef struct {
     kind_name kind;
-    value fields[MOST_FIELDS]; /* in the order of its kind */
+    argument fields[MOST_FIELDS]; /* in the order of its kind */
 } recipe;
 
 #define REQUIRED INT64_MIN
@@ -1802,7 +1806,7 @@ typedef struct {
 typedef struct {
     const char *name;
     field fields[MOST_FIELDS]; /* the first is the one that may be given by place */
-} kind;
+} description;
 
 static const recipe FLOAT32 = {FLOAT, {{0, 0, NULL}}};
 static const recipe BFLOAT16 = {FLOAT, {{1, 0, NULL}}};
@@ -1825,7 +1829,7 @@ static const recipe PLAIN_ECSQ = {ECSQ, {{1, 0, NULL}, {-1, -1, NULL}, {0, 0, &B
 #define OTHER_FIELD(name, type, usual) {name, type, usual, 0, 0, 0, NULL, NULL}
 #define MOST_WHOLE 999999999999999999
 
-static const kind KIND[KINDS] = {
+static const description KIND[KINDS] = {
     {"Float", {WORD_FIELD("dtype", 0, "float32 bfloat16 float16")}},
     {"Integer", {WHOLE_FIELD("alphabet", REQUIRED, 1, 65536)}},
     {"Uniform", {BITS(1, 8), WHOLE_BLOCK, SWITCH_FIELD("symmetric", 1), IN_FLOAT32("scale"), PAD}},
@@ -1872,7 +1876,7 @@ static bool is_whole(const document *d, size_t n, int64_t least, int64_t most) {
 }
 
 /* Levels in ascending order; apart, and shortest decimals of float. */
-static bool parse_levels(work *w, const document *d, size_t n, value *v) {
+static bool parse_levels(work *w, const document *d, size_t n, argument *v) {
     size_t count = d->nodes[n].type == '[' ? members(d, n) : 0, at = first_child(n);
     double gap = 0, before = 0;
     if (count < 2 || count > 256) return CORRUPT("a table has %zu levels, not 2 to 256", count);
@@ -1891,12 +1895,12 @@ static bool parse_levels(work *w, const document *d, size_t n, value *v) {
         if (gap == 0 || (i && !(level - before > gap))) return CORRUPT("levels are not ascending, or too near");
         before = level;
     }
-    *v = (value){(int64_t)count, 0, levels};
+    *v = (argument){(int64_t)count, 0, levels};
     return true;
 }
 
 /* The value of one field, which must not be the default. */
-static bool parse_field(work *w, const document *d, size_t n, int depth, const field *f, value *v) {
+static bool parse_field(work *w, const document *d, size_t n, int depth, const field *f, argument *v) {
     size_t k = first_child(n), i = 0;
     const node *given = &d->nodes[n];
     const char *name = f->name;
@@ -1941,7 +1945,7 @@ static bool parse_field(work *w, const document *d, size_t n, int depth, const f
             const recipe **stages = keep(w, count, sizeof *stages);
             TRY(stages);
             for (; i < count; i++, k = after(d, k)) TRY(parse_recipe(w, d, k, depth + 1, &stages[i]));
-            *v = (value){(int64_t)count, 0, stages};
+            *v = (argument){(int64_t)count, 0, stages};
             return true;
         }
         case LEVELS: return parse_levels(w, d, n, v);
@@ -1952,30 +1956,30 @@ static bool parse_field(work *w, const document *d, size_t n, int depth, const f
 
 /* [name, argument, {fields}], or the name alone; what is left out has its default, and what has its default is out. */
 static bool parse_recipe(work *w, const document *d, size_t n, int depth, const recipe **found) {
-    size_t name = n, argument = 0, fields = 0, count = 1;
+    size_t name = n, first = 0, fields = 0, count = 1;
     if (depth > NESTED) return CORRUPT("recipes are nested more than %d deep", NESTED);
     if (d->nodes[n].type == '[') {
         count = members(d, n);
         name = first_child(n);
         if (count < 2 || count > 3) return CORRUPT("a recipe is not [name, argument, {fields}]");
-        argument = after(d, name);
-        if (count == 3) fields = after(d, argument);
-        if (count == 2 && d->nodes[argument].type == '{') {
-            fields = argument;
-            argument = 0;
+        first = after(d, name);
+        if (count == 3) fields = after(d, first);
+        if (count == 2 && d->nodes[first].type == '{') {
+            fields = first;
+            first = 0;
         }
     }
     recipe *r = keep(w, 1, sizeof *r);
     TRY(r);
     while (r->kind < KINDS && !is_word(d, name, KIND[r->kind].name)) r->kind++;
     if (r->kind == KINDS) return CORRUPT("a recipe has a name that this reader does not know");
-    const kind *k = &KIND[r->kind];
+    const description *k = &KIND[r->kind];
     for (int i = 0; i < MOST_FIELDS; i++) {
-        r->fields[i] = (value){k->fields[i].usual, k->fields[i].other, k->fields[i].recipe};
+        r->fields[i] = (argument){k->fields[i].usual, k->fields[i].other, k->fields[i].recipe};
     }
     about_word(w, k->name);
-    if (argument) {
-        TRY(parse_field(w, d, argument, depth, &k->fields[0], &r->fields[0]));
+    if (first) {
+        TRY(parse_field(w, d, first, depth, &k->fields[0], &r->fields[0]));
         about_word(w, k->name);
     }
     if (fields) {
@@ -2027,7 +2031,7 @@ static bool has_block(const recipe *r) {
 }
 
 static bool blocks_of(work *w, const recipe *r, uint64_t rows, uint64_t cols, blocks *b) {
-    const value *block = &r->fields[field_of(r->kind, "block")];
+    const argument *block = &r->fields[field_of(r->kind, "block")];
     return cut(w, rows, cols, block->number, block->other, number_of(r, "pad"), b);
 }
 
@@ -2363,9 +2367,9 @@ static void write_vector(const blocks *v, uint64_t row, uint64_t vector, const d
 /* In each column of vectors, codes stand sorted by kind: `place[i]` becomes where row i's are. */
 static void sorted_places(const uint8_t *kinds, uint64_t rows, uint64_t *place) {
     uint64_t at = 0;
-    for (uint8_t kind = 0; kind < 4; kind++) {
+    for (uint8_t k = 0; k < 4; k++) {
         for (uint64_t i = 0; i < rows; i++) {
-            if (kinds[i] == kind) place[i] = at++;
+            if (kinds[i] == k) place[i] = at++;
         }
     }
 }
@@ -2482,10 +2486,10 @@ static bool rotate_back(work *w, uint64_t rows, uint64_t cols, uint64_t seed, fl
 
 /* The order of n columns from its number: divided by 1, 2, … n, it leaves how many smaller ones come later. */
 static bool read_order(work *w, const float *digits, uint64_t n, uint32_t *order) {
-    uint64_t size = (rank_bytes(n) + 3) / 4;
+    uint64_t count = rank_bytes(n), size = (count + 3) / 4;
     uint32_t *rank = room(w, size, sizeof *rank), *left = room(w, n, sizeof *left);
     TRY(rank && left);
-    for (uint64_t i = 0; i < rank_bytes(n); i++) rank[i / 4] |= (uint32_t)digits[i] << 8 * (i % 4);
+    for (uint64_t i = 0; i < count; i++) rank[i / 4] |= (uint32_t)digits[i] << 8 * (i % 4);
     for (uint64_t i = 1; i <= n; i++) {
         uint64_t rest = 0;
         while (size && rank[size - 1] == 0) size--;
@@ -2547,17 +2551,17 @@ static bool decode_codes(work *w, const recipe *r, uint64_t rows, uint64_t cols,
         case POWERS_OF_TWO: {
             bool signless = r->kind == UNIFORM && !number_of(r, "symmetric");
             const float *scale = *s->side++, *zeros = signless ? *s->side++ : NULL, *levels = r->fields[0].data;
-            const stream *stream = s->codes++;
+            const stream *own_codes = s->codes++;
             for (uint64_t i = 0; i < rows; i++) {
                 for (uint64_t j = 0; j < cols; j++) {
                     uint64_t block = block_at(&b, i, j);
-                    int64_t code = stream->codes[i * cols + j], power = code - stream->centre;
+                    int64_t code = own_codes->codes[i * cols + j], power = code - own_codes->centre;
                     float level = (float)power;
                     if (zeros) level = (float)code - zeros[block];
                     if (r->kind == BINARY) level = code ? 1 : -1;
                     if (r->kind == TABLE) level = levels[code];
                     if (r->kind == POWERS_OF_TWO && power) {
-                        level = (float)ldexp(power < 0 ? -1 : 1, (int)(imaxabs(power) - stream->centre));
+                        level = (float)ldexp(power < 0 ? -1 : 1, (int)(imaxabs(power) - own_codes->centre));
                     }
                     out[i * cols + j] = level * scale[block];
                 }
@@ -2763,7 +2767,7 @@ static bool parse_activation(work *w, const document *d, size_t n, const recipe 
     if (d->nodes[n].type == '{') {
         size_t range = lookup(d, n, "range"), rule = lookup(d, n, "rule");
         recipe_node = lookup(d, n, "recipe");
-        size_t known = (range > 0) + (rule > 0) + (recipe_node > 0);
+        size_t known = (range ? 1u : 0) + (rule ? 1u : 0) + (recipe_node ? 1u : 0);
         if (!recipe_node || known < 2 || 2 * known != members(d, n)) return CORRUPT("it is not {recipe, range, rule}");
         if (range && !is_word(d, range, "running") && !is_word(d, range, "calibrated")) {
             return CORRUPT("its range is unknown");
@@ -2774,7 +2778,7 @@ static bool parse_activation(work *w, const document *d, size_t n, const recipe 
         *stored = range > 0;
     }
     TRY(parse_recipe(w, d, recipe_node, 0, r));
-    const value *block = has_block(*r) ? &(*r)->fields[field_of((*r)->kind, "block")] : NULL;
+    const argument *block = has_block(*r) ? &(*r)->fields[field_of((*r)->kind, "block")] : NULL;
     if (((*r)->kind != UNIFORM && (*r)->kind != BINARY) || block->number != -1 || block->other != -1) {
         return CORRUPT("it cannot quantize activations");
     }
@@ -2861,14 +2865,14 @@ static bool parse_plan(work *w, const document *d, coder_name usual, bool dense,
         about(w, t->name, t->length);
         if (is_reserved(t->name, t->length)) return CORRUPT("this name is reserved");
         if (d->nodes[claim].type != '[' || members(d, claim) != 2) return CORRUPT("it is not [shape, recipe]");
-        size_t kind = after(d, shape);
+        size_t stored = after(d, shape);
         TRY(parse_shape(w, d, shape, t));
-        if (dense && d->nodes[kind].type == '"') {
-            t->type = find_type(d, kind);
+        if (dense && d->nodes[stored].type == '"') {
+            t->type = find_type(d, stored);
             if (t->type == TYPE_COUNT) return CORRUPT("its type is unknown");
             continue;
         }
-        TRY(use(w, d, kind, &recipes, &place));
+        TRY(use(w, d, stored, &recipes, &place));
         t->recipe = recipes.recipes[place];
         if (t->recipe->kind == FLOAT) return CORRUPT("a float tensor is stored as such, never as codes");
     }
@@ -3050,11 +3054,11 @@ typedef struct {
 /* Where all entries are: dense ones by falling alignment, then coded ones, by name where equal; without holes. */
 static bool place_entries(work *w, const document *d, entry *entries, size_t count, const uint8_t *data, size_t size) {
     uint64_t start = 0;
-    for (int bytes = 8; bytes >= 0; bytes /= 2) {
+    for (int size_of_one = 8; size_of_one >= 0; size_of_one /= 2) {
         for (size_t i = 0; i < count; i++) {
             entry *e = &entries[i];
             tensor *t = &e->tensor;
-            if (e->coded ? bytes != 0 : bytes != TYPES[t->type].bytes) continue;
+            if (size_of_one != (e->coded ? 0 : TYPES[t->type].bytes)) continue;
             about(w, t->name, t->length);
             uint64_t own = dense_size(t);
             size_t first = first_child(e->offsets);
@@ -3069,7 +3073,7 @@ static bool place_entries(work *w, const document *d, entry *entries, size_t cou
             t->size = (size_t)own;
             start += own;
         }
-        if (bytes == 0) break;
+        if (size_of_one == 0) break;
     }
     about(w, NULL, 0);
     return start == size ? true : CORRUPT("entries end at %" PRIu64 ", but there are %zu bytes of data", start, size);

@@ -37,8 +37,9 @@ typedef struct bitbook bitbook;
 
 /* Opens a file and checks all that it says of itself, its checksum included.
  *
- * max_elements: how many elements (weights, side tensors and codes together) the file may claim, which bounds memory to
- *     some 10 bytes for each; 0 allows 2^24, or 4096 per byte of the file if that is more, as the Python reader does.
+ * max_elements: how many elements (weights, side tensors and codes together) the file may claim, which bounds memory: a
+ *     few bytes for each as a rule, 100 at most.  0 allows 2^24, or 4096 per byte of the file if that is more, as the
+ *     Python reader does.
  * error: where to say what is wrong; may be NULL.
  * Returns NULL where anything is. */
 bitbook *bitbook_open(const char *path, uint64_t max_elements, bitbook_error *error);

@@ -17,7 +17,7 @@ import numpy as np
 SOURCE = Path(__file__).resolve().parents[2] / "c"
 HERE = Path(__file__).resolve().parent
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O2")
-SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZED = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 CODES = ("OK", "UNREADABLE", "NO_MEMORY", "CORRUPT", "NEWER", "TOO_MANY", "NO_SUCH")
 
 
@@ -39,13 +39,17 @@ def compiler() -> str | None:
 
 @functools.cache
 def build(name: str, sources: tuple[Path, ...], *flags: str) -> Path:
-    """A program or library in a folder that lives as long as this process."""
-    folder = _folder()
-    out = Path(folder.name) / name
-    command = [compiler() or "cc", *STRICT, *flags, f"-I{SOURCE}", "-o", str(out), *map(str, sources), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    """A program, library or object in a folder that lives as long as this process."""
+    out = Path(_folder().name) / name
+    command = [compiler() or "cc", *STRICT, *flags, f"-I{SOURCE}", "-o", str(out), *map(str, sources)]
+    done = subprocess.run([*command, *(() if "-c" in flags else ("-lm",))], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
+
+
+def compiled() -> Path:
+    """The decoder, to be linked."""
+    return build("bitbook.o", (SOURCE / "bitbook.c",), "-c", "-fPIC")
 
 
 @functools.cache
@@ -59,7 +63,7 @@ class _Error(ctypes.Structure):
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build("bitbook.so", (SOURCE / "bitbook.c",), "-shared", "-fPIC")))
+    library = ctypes.CDLL(str(build("bitbook.so", (compiled(),), "-shared")))
     pointer, number, size = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t
     error = ctypes.POINTER(_Error)
     for name, result, arguments in (
@@ -113,8 +117,12 @@ class Fed:
     def __enter__(self) -> Fed:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._process.kill()
+            self._process.communicate()
 
     def read(self, data: bytes) -> tuple[str, int]:
         """The name of the status, and the checksum of the content; fails where the program ended."""

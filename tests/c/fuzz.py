@@ -13,10 +13,15 @@ import sys
 import time
 from typing import NamedTuple
 
+import numpy as np
 from tests.artifact.fuzz import ELEMENTS, beginning, mutate
+from tests.c.contents import every_recipe, learning
 from tests.c.decoder import Fed, checksum
 
-from bitbook.artifact import from_bytes
+from bitbook.artifact import Artifact, from_bytes, to_bytes
+from bitbook.coding.choose import Smallest
+from bitbook.coding.context import Context
+from bitbook.coding.rans import Rans
 from bitbook.errors import CorruptArtifact
 
 
@@ -31,8 +36,12 @@ class Report(NamedTuple):
 
 def fuzz(*, seed: int, files: int | None = None, seconds: float | None = None) -> Report:
     """Try changed files until either limit; raises where the two readers differ, or the decoder breaks."""
-    rng = random.Random(seed)
+    rng, drawing = random.Random(seed), np.random.default_rng(seed)
     corpus = beginning()
+    corpus += [to_bytes(learning(0.3), coder)[0] for coder in (Context("small"), Context("fast"), Rans(), Smallest())]
+    corpus += [
+        to_bytes(Artifact({"w": tensor}), rng.choice((Rans(), Context())))[0] for tensor in every_recipe(drawing)
+    ]
     tried, refused, slowest = 0, dict[str, int](), 0.0
     with Fed() as fed:
         for data in corpus:
