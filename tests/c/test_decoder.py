@@ -207,9 +207,9 @@ def test_damaged_files_are_refused() -> None:
 
 
 def test_changed_files_are_what_python_says() -> None:
-    report = fuzz(seed=0, files=150)
+    report = fuzz(seed=0, files=100)
     assert report.read > 5
-    assert report.refused["CORRUPT"] > 50
+    assert report.refused["CORRUPT"] > 30
 
 
 def test_errors_say_what_and_where() -> None:
