@@ -22,7 +22,7 @@ from tests.laws.cases import CODERS, QUANTIZERS, Case
 from torch import Generator, Tensor
 
 from bitbook import Codebook, Float, Permuted, Pruned, Table, Uniform, quantize
-from bitbook.artifact import Artifact, QuantizedInput, from_bytes, save, to_bytes
+from bitbook.artifact import Artifact, Layout, QuantizedInput, from_bytes, save, to_bytes
 from bitbook.blocks import Shape
 from bitbook.coding.coder import Coder
 from bitbook.coding.context import Context
@@ -52,7 +52,7 @@ def same(data: bytes) -> None:
         assert names[found[name].target] == artifact.aliases.get(name, name)
 
 
-def layouts(coder: Coder) -> str:
+def layouts(coder: Coder) -> Layout:
     """One layout for each coder, so that both are met often."""
     return "one" if coder in CODERS[::2] else "per-tensor"
 
