@@ -190,31 +190,64 @@ def test_usual_settings():
 # --- all of it
 
 
-def test_search_from_the_command_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "ALLOCATED_BITS", (2.0, 4.0))
-    monkeypatch.setattr(run, "usable_cores", lambda: 1)  # one thread: two that spin take longer on a busy machine
+@pytest.fixture
+def inline(monkeypatch):
+    """Studies are run by this process, which saves the start of workers."""
+
+    def run_study(cells, trial, storage, *, name, settings, propose=None, limit=None, **_):
+        store = StudyStore.create(open_storage(storage), name, trial, settings)
+        store.enqueue(cells)
+        work(store, run.load_trial(trial), "me", propose=run.load_propose(propose, store, limit))
+        results = {json.dumps(record["cell"], sort_keys=True): record for record in store.results()}
+        store.close()
+        return [results[json.dumps(cell, sort_keys=True)] for cell in cells]
+
+    monkeypatch.setattr(search, "run_study", run_study)
+
+
+def call(*arguments):
+    result = CliRunner().invoke(app, ["search", "--dataset", "digits", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, in which there is a small grid."""
     monkeypatch.chdir(tmp_path)
-    settings = SearchSettings.usual("digits", epochs=2)
+    monkeypatch.setattr(search, "ALLOCATED_BITS", (2.0, 4.0))
+    start, tune = DIGITS.starts[0][0], {"epochs": 2, "lr": 1e-2, "batch": 32}
     grid = StudyStore.create(open_storage("study.db"), "digits", "bitbook.study.trial:run_trial")
     recipes = [*scalar_recipes(Layers(), (2, 4), (None,)), *vector_recipes(Layers(), 4, (16,))]
-    tune = {"epochs": 2, "lr": 1e-2, "batch": 32}
-    said = {"dataset": "digits", "model": settings.model, "start": settings.start, "holdout": settings.holdout}
+    said = {"dataset": "digits", "model": DIGITS.model, "start": start, "holdout": DIGITS.holdout}
     grid.enqueue(cell(recipe, tune=tune, seed=seed, **said) for recipe in recipes for seed in (0, 1))
-    monkeypatch.setenv(trial.STARTS_FOLDER, str(tmp_path / "starts"))
     work(grid, trial.run_trial, "me")
     grid.close()
+    return tmp_path
 
-    command = ["search", "--dataset", "digits", "--epochs", "2", "--out", ".", "--seeds", "2", "--workers", "1"]
-    first = CliRunner().invoke(app, [*command, "--trials", "5"], catch_exceptions=False)
-    assert first.exit_code == 0, first.output
-    assert "5 trials: 2 from allocator, 3 from tpe; the sampler began with 2 results of the grid" in first.output
-    more = CliRunner().invoke(app, [*command, "--trials", "6", "--json"], catch_exceptions=False)
-    found = json.loads(more.stdout)
-    assert (found["trials"], found["failed"], found["known"]) == (6, 0, 2)
-    assert [point["seeds"] for point in found["front"]] == [[0, 1]] * len(found["front"])
+
+def test_search_from_the_command_line(folder, inline):
+    options = ["--epochs", "2", "--out", ".", "--seeds", "2"]
+    said = call(*options, "--trials", "5")
+    assert "5 trials: 2 from allocator, 3 from tpe; the sampler began with 2 results of the grid" in said
     for name in ("csv", "md", "svg", "html"):
-        assert (tmp_path / f"search.{name}").stat().st_size > 500
-    table = (tmp_path / "search.csv").read_text().splitlines()
-    assert len(table) == 7 and table[0].startswith("number,origin,bytes,validation")
-    joined = CliRunner().invoke(app, [*command, "--trials", "6", "--join"], catch_exceptions=False)
-    assert joined.exit_code == 0 and joined.stdout == ""
+        assert (folder / f"search.{name}").stat().st_size > 500
+    table = (folder / "search.csv").read_text().splitlines()
+    assert len(table) == 6 and table[0].startswith("number,origin,bytes,validation")
+    assert "--trials 5" in (folder / "search.md").read_text()
+    found = json.loads(call(*options, "--trials", "5", "--json"))
+    assert (found["trials"], found["failed"], found["known"]) == (5, 0, 2)
+    assert [point["seeds"] for point in found["front"]] == [[0, 1]] * len(found["front"])
+    sizes = [point["bytes"]["mean"] for point in found["front"]]
+    assert sizes == sorted(sizes)
+    assert found["saving"] is None or found["saving"].keys() >= {"percent", "low", "high"}
+
+
+@pytest.mark.slow
+def test_workers_search_together_and_go_on(folder):
+    options = ["--epochs", "2", "--out", ".", "--seeds", "2", "--workers", "2"]
+    assert "8 trials: 2 from allocator, 6 from tpe" in call(*options, "--trials", "8")
+    found = json.loads(call(*options, "--trials", "10", "--json"))
+    assert (found["trials"], found["failed"]) == (10, 0)
+    result = CliRunner().invoke(app, ["search", "--dataset", "digits", *options, "--trials", "10", "--join"])
+    assert result.exit_code == 0 and result.stdout == ""
