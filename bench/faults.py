@@ -202,7 +202,8 @@ def faults(
     seconds: float,
     workers: int,
     kills: int = 1,
-    modes: tuple[str, ...] = ("immediate",),
+    modes: Sequence[str] = ("immediate",),
+    grace: int = GRACE,
 ) -> Outcome:
     """One round: a study of `cells` cells of so many seconds, on a database that holds no other."""
     storage = open_storage(database.url, heartbeat=max(1, grace // 4), grace=grace)
