@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -336,8 +336,9 @@ def main() -> None:
         write(outcomes, given.write, f"python bench/faults.py --rounds {given.rounds} --write docs/results")
 
 
-def write(outcomes: list[Outcome], folder: Path, command: str) -> None:
+def write(outcomes: Sequence[Outcome], folder: Path, command: str) -> None:
     """faults.csv with a row for each round, faults.md with their sum."""
+    from bitbook.study.tables import markdown_table  # which imports torch, and workers import this file
 
     names = [field.name for field in fields(Outcome)]
     rows = [[round(value, 1) for value in astuple(outcome)] for outcome in outcomes]
