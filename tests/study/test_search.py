@@ -3,11 +3,13 @@ import math
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bitbook.cli import app
+from bitbook.data import Dataset, split
 from bitbook.errors import PlanError, StudyError
 from bitbook.study import run, search, trial
 from bitbook.study.grid import DIGITS, Layers, Recipe, cell, scalar_recipes, vector_recipes
@@ -101,6 +103,23 @@ def test_looking_changes_nothing_and_a_hopeless_trial_says_why(monkeypatch):
     assert run_trial(cell_of()) == finished
 
 
+@pytest.mark.parametrize(("model", "shape"), [("lenet-5-2-4-8", (1, 28, 28)), ("resnet-8", (3, 32, 32))])
+def test_models_of_other_kinds(model, shape, monkeypatch):
+    x = torch.randn(48, math.prod(shape), generator=torch.Generator().manual_seed(0))
+    y = torch.arange(48) % 10
+    made = Dataset("made up", x[:32], y[:32], x[32:], y[32:], 10, shape)
+    monkeypatch.setattr(trial, "load_parts", lambda name, holdout: (made, split(made, holdout)))
+    space = search.Space.of(search.build_model(model, 0), epochs=2, batch=8)
+    parameters = {f"{name} kind": list(kinds)[-2] for name, kinds in space.ladders.items()}
+    parameters |= {f"{name} rung": 2 for name in space.ladders}
+    parameters |= {"others": "8 bits", "rate": 2, "momentum": 0.9, "schedule": "cosine", "scales": "learned"}
+    check = {"after": 1, "margin": 3.0, "front": []}
+    start = {"epochs": 1, "lr": 1e-2, "batch": 8}
+    said = {"dataset": "made up", "model": model, "holdout": 8, "start": start, "seed": 0, "check": check}
+    result = run_trial({**said, **space.said(parameters)})
+    assert result["bytes"] == result["objectives"][0] and 0 <= result["objectives"][1] <= 100
+
+
 def test_a_training_that_diverges_is_pruned():
     diverging = cell_of()
     diverging["phases"][0]["tune"] = {"epochs": 2, "lr": 1e6, "batch": 32}
@@ -115,22 +134,23 @@ def test_a_training_that_diverges_is_pruned():
 def test_a_search_ends_the_same_whether_it_was_interrupted_or_not(store, sampler):
     settings = replace(SETTINGS, sampler=sampler)
     whole = store(settings)
-    work(whole, made_up, "me", propose=Proposer(whole, 30))
+    work(whole, made_up, "me", propose=Proposer(whole, 16))
     parts = store(settings, "parts.db")
-    for limit in (7, 8, 30):
-        stops = iter([True] * 9 + [False])
+    for limit in (5, 6, 16):
+        stops = iter([True] * 5 + [False])
         work(parts, made_up, "me", propose=Proposer(parts, limit), alive=lambda stops=stops: next(stops))
-    work(parts, made_up, "me", propose=Proposer(parts, 30))
+    work(parts, made_up, "me", propose=Proposer(parts, 16))
     assert [r["cell"] for r in parts.results()] == [r["cell"] for r in whole.results()]
     cells = [record["cell"] for record in whole.results()]
-    assert len(cells) == 30 and len({json.dumps(cell["phases"] + [cell.get("regime")]) for cell in cells}) == 30
-    assert Proposer(whole, 30)() == 0
+    assert len(cells) == 16 and len({json.dumps(cell["phases"] + [cell.get("regime")]) for cell in cells}) == 16
+    assert Proposer(whole, 16)() == 0
     # Each was pruned against the front of those before it.
     for i, record in enumerate(whole.results()):
         before = [r["result"]["objectives"] for r in whole.results()[:i] if "objectives" in r["result"]]
         assert record["cell"]["check"]["front"] == [before[j] for j in (pareto_front(before) if before else [])]
 
 
+@pytest.mark.slow
 def test_the_usual_sampler_learns(store):
     def best(sampler):
         held = store(replace(SETTINGS, sampler=sampler), f"{sampler}.db")
