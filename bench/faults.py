@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -202,7 +202,8 @@ def faults(
     seconds: float,
     workers: int,
     kills: int = 1,
-    modes: tuple[str, ...] = ("immediate",),
+    modes: Sequence[str] = ("immediate",),
+    grace: int = GRACE,
 ) -> Outcome:
     """One round: a study of `cells` cells of so many seconds, on a database that holds no other."""
     storage = open_storage(database.url, heartbeat=max(1, grace // 4), grace=grace)
@@ -335,9 +336,11 @@ def main() -> None:
         write(outcomes, given.write, f"python bench/faults.py --rounds {given.rounds} --write docs/results")
 
 
-def write(outcomes: list[Outcome], folder: Path, command: str) -> None:
+def write(outcomes: Sequence[Outcome], folder: Path, command: str) -> None:
     """faults.csv with a row for each round, faults.md with their sum."""
+    from bitbook.study.tables import markdown_table  # which imports torch, and workers import this file
 
+    folder.mkdir(parents=True, exist_ok=True)
     names = [field.name for field in fields(Outcome)]
     rows = [[round(value, 1) for value in astuple(outcome)] for outcome in outcomes]
     with open(folder / "faults.csv", "w", newline="") as file:
@@ -363,7 +366,8 @@ def write(outcomes: list[Outcome], folder: Path, command: str) -> None:
     (folder / "faults.md").write_text(
         "# Faults: a study on PostgreSQL while workers die and the database is restarted\n\n"
         f"Sums over {len(outcomes)} rounds ([each](faults.csv)), trials of half a second, {GRACE} s of "
-        "grace; the database is away for longer than that.\n\n"
+        "grace; the database is away for longer than that. Late are the results of the frozen workers, and of any that "
+        "got no processor for that long.\n\n"
         + markdown_table(sums, ["", "sum"])
         + f"\n```sh\n{command}\n```\n\nHow it is done: [many-machines.md](../many-machines.md).\n"
     )

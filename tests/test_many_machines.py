@@ -21,10 +21,8 @@ SBATCH = {"job-name", "array", "ntasks", "cpus-per-task", "mem", "time", "requeu
 
 def parsed(words):
     """What bitbook makes of a command line, without running it; fails for options that there are not."""
-    command = typer.main.get_command(app)
-    context = command.make_context("bitbook", list(words), resilient_parsing=False)
-    name, subcommand, rest = command.resolve_command(context, [*context.protected_args, *context.args])
-    return subcommand.make_context(name, rest, parent=context).params
+    name, *rest = words
+    return typer.main.get_command(app).commands[name].make_context(name, rest).params
 
 
 def pod(name):

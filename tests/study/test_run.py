@@ -237,6 +237,44 @@ def test_a_worker_started_by_hand_helps(path, tmp_path, monkeypatch):
     store.close()
 
 
+def test_a_worker_waits_for_its_study_and_refuses_other_versions(path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    StudyStore.create(open_storage(path), "study", f"{TRIALS}:square", {"optuna": "0.0", "bytes": 3}).close()
+    with pytest.raises(StudyError, match=r"runs on optuna 0.0, and here is optuna .*; install optuna 0.0"):
+        run.main([f"--storage={path}", f"--trial={TRIALS}:square", "--threads=1"])
+    monkeypatch.setattr(run, "PATIENCE", 0.1)
+    monkeypatch.setattr(run.time, "sleep", lambda seconds: None)
+    with pytest.raises(StudyError, match="holds no bitbook study named 'later'"):
+        run.main([f"--storage={path}", f"--trial={TRIALS}:square", "--study=later", "--threads=1"])
+    assert "no study named 'later' yet; waiting for it" in capsys.readouterr().err
+
+
+def test_a_worker_that_is_asked_to_stop_puts_its_cell_back(path):
+    store = StudyStore.create(open_storage(path), "study", f"{TRIALS}:square")
+    store.enqueue([{"x": 1, "seconds": 600}])
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "bitbook.study.run", f"--storage={path}", f"--trial={TRIALS}:square", "--threads=1"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or "." for entry in sys.path)},
+    )
+    wait_for(lambda: store.counts()["running"])
+    worker.terminate()
+    assert worker.wait(timeout=60) == 130
+    assert store.counts() == {"waiting": 1, "running": 0, "done": 0, "failed": 0}
+    store.close()
+
+
+def test_who_finds_the_queue_empty_proposes_more(path):
+    store = StudyStore.create(open_storage(path), "study", f"{TRIALS}:square")
+    store.enqueue([{"x": 0}])
+
+    def propose():
+        return store.enqueue([{"x": len(store.results())}], limit=5)
+
+    assert run.work(store, run.load_trial(store.trial), "me", propose=propose) == 5
+    assert [record["result"]["square"] for record in store.results()] == [0, 1, 4, 9, 16]
+    store.close()
+
+
 def test_a_worker_drops_its_late_result_and_goes_on(path, capsys):
     store = StudyStore.create(open_storage(path), "study", f"{TRIALS}:square")
     store.enqueue([{"x": x} for x in range(3)])

@@ -3,11 +3,13 @@ import math
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bitbook.cli import app
+from bitbook.data import Dataset, split
 from bitbook.errors import PlanError, StudyError
 from bitbook.study import run, search, trial
 from bitbook.study.grid import DIGITS, Layers, Recipe, cell, scalar_recipes, vector_recipes
@@ -101,6 +103,23 @@ def test_looking_changes_nothing_and_a_hopeless_trial_says_why(monkeypatch):
     assert run_trial(cell_of()) == finished
 
 
+@pytest.mark.parametrize(("model", "shape"), [("lenet-5-2-4-8", (1, 28, 28)), ("resnet-8", (3, 32, 32))])
+def test_models_of_other_kinds(model, shape, monkeypatch):
+    x = torch.randn(48, math.prod(shape), generator=torch.Generator().manual_seed(0))
+    y = torch.arange(48) % 10
+    made = Dataset("made up", x[:32], y[:32], x[32:], y[32:], 10, shape)
+    monkeypatch.setattr(trial, "load_parts", lambda name, holdout: (made, split(made, holdout)))
+    space = search.Space.of(search.build_model(model, 0), epochs=2, batch=8)
+    parameters = {f"{name} kind": list(kinds)[-2] for name, kinds in space.ladders.items()}
+    parameters |= {f"{name} rung": 2 for name in space.ladders}
+    parameters |= {"others": "8 bits", "rate": 2, "momentum": 0.9, "schedule": "cosine", "scales": "learned"}
+    check = {"after": 1, "margin": 3.0, "front": []}
+    start = {"epochs": 1, "lr": 1e-2, "batch": 8}
+    said = {"dataset": "made up", "model": model, "holdout": 8, "start": start, "seed": 0, "check": check}
+    result = run_trial({**said, **space.said(parameters)})
+    assert result["bytes"] == result["objectives"][0] and 0 <= result["objectives"][1] <= 100
+
+
 def test_a_training_that_diverges_is_pruned():
     diverging = cell_of()
     diverging["phases"][0]["tune"] = {"epochs": 2, "lr": 1e6, "batch": 32}
@@ -115,22 +134,23 @@ def test_a_training_that_diverges_is_pruned():
 def test_a_search_ends_the_same_whether_it_was_interrupted_or_not(store, sampler):
     settings = replace(SETTINGS, sampler=sampler)
     whole = store(settings)
-    work(whole, made_up, "me", propose=Proposer(whole, 30))
+    work(whole, made_up, "me", propose=Proposer(whole, 16))
     parts = store(settings, "parts.db")
-    for limit in (7, 8, 30):
-        stops = iter([True] * 9 + [False])
+    for limit in (5, 6, 16):
+        stops = iter([True] * 5 + [False])
         work(parts, made_up, "me", propose=Proposer(parts, limit), alive=lambda stops=stops: next(stops))
-    work(parts, made_up, "me", propose=Proposer(parts, 30))
+    work(parts, made_up, "me", propose=Proposer(parts, 16))
     assert [r["cell"] for r in parts.results()] == [r["cell"] for r in whole.results()]
     cells = [record["cell"] for record in whole.results()]
-    assert len(cells) == 30 and len({json.dumps(cell["phases"] + [cell.get("regime")]) for cell in cells}) == 30
-    assert Proposer(whole, 30)() == 0
+    assert len(cells) == 16 and len({json.dumps(cell["phases"] + [cell.get("regime")]) for cell in cells}) == 16
+    assert Proposer(whole, 16)() == 0
     # Each was pruned against the front of those before it.
     for i, record in enumerate(whole.results()):
         before = [r["result"]["objectives"] for r in whole.results()[:i] if "objectives" in r["result"]]
         assert record["cell"]["check"]["front"] == [before[j] for j in (pareto_front(before) if before else [])]
 
 
+@pytest.mark.slow
 def test_the_usual_sampler_learns(store):
     def best(sampler):
         held = store(replace(SETTINGS, sampler=sampler), f"{sampler}.db")
@@ -190,31 +210,64 @@ def test_usual_settings():
 # --- all of it
 
 
-def test_search_from_the_command_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "ALLOCATED_BITS", (2.0, 4.0))
-    monkeypatch.setattr(run, "usable_cores", lambda: 1)  # one thread: two that spin take longer on a busy machine
+@pytest.fixture
+def inline(monkeypatch):
+    """Studies are run by this process, which saves the start of workers."""
+
+    def run_study(cells, trial, storage, *, name, settings, propose=None, limit=None, **_):
+        store = StudyStore.create(open_storage(storage), name, trial, settings)
+        store.enqueue(cells)
+        work(store, run.load_trial(trial), "me", propose=run.load_propose(propose, store, limit))
+        results = {json.dumps(record["cell"], sort_keys=True): record for record in store.results()}
+        store.close()
+        return [results[json.dumps(cell, sort_keys=True)] for cell in cells]
+
+    monkeypatch.setattr(search, "run_study", run_study)
+
+
+def call(*arguments):
+    result = CliRunner().invoke(app, ["search", "--dataset", "digits", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, in which there is a small grid."""
     monkeypatch.chdir(tmp_path)
-    settings = SearchSettings.usual("digits", epochs=2)
+    monkeypatch.setattr(search, "ALLOCATED_BITS", (2.0, 4.0))
+    start, tune = DIGITS.starts[0][0], {"epochs": 2, "lr": 1e-2, "batch": 32}
     grid = StudyStore.create(open_storage("study.db"), "digits", "bitbook.study.trial:run_trial")
     recipes = [*scalar_recipes(Layers(), (2, 4), (None,)), *vector_recipes(Layers(), 4, (16,))]
-    tune = {"epochs": 2, "lr": 1e-2, "batch": 32}
-    said = {"dataset": "digits", "model": settings.model, "start": settings.start, "holdout": settings.holdout}
+    said = {"dataset": "digits", "model": DIGITS.model, "start": start, "holdout": DIGITS.holdout}
     grid.enqueue(cell(recipe, tune=tune, seed=seed, **said) for recipe in recipes for seed in (0, 1))
-    monkeypatch.setenv(trial.STARTS_FOLDER, str(tmp_path / "starts"))
     work(grid, trial.run_trial, "me")
     grid.close()
+    return tmp_path
 
-    command = ["search", "--dataset", "digits", "--epochs", "2", "--out", ".", "--seeds", "2", "--workers", "1"]
-    first = CliRunner().invoke(app, [*command, "--trials", "5"], catch_exceptions=False)
-    assert first.exit_code == 0, first.output
-    assert "5 trials: 2 from allocator, 3 from tpe; the sampler began with 2 results of the grid" in first.output
-    more = CliRunner().invoke(app, [*command, "--trials", "6", "--json"], catch_exceptions=False)
-    found = json.loads(more.stdout)
-    assert (found["trials"], found["failed"], found["known"]) == (6, 0, 2)
-    assert [point["seeds"] for point in found["front"]] == [[0, 1]] * len(found["front"])
+
+def test_search_from_the_command_line(folder, inline):
+    options = ["--epochs", "2", "--out", ".", "--seeds", "2"]
+    said = call(*options, "--trials", "5")
+    assert "5 trials: 2 from allocator, 3 from tpe; the sampler began with 2 results of the grid" in said
     for name in ("csv", "md", "svg", "html"):
-        assert (tmp_path / f"search.{name}").stat().st_size > 500
-    table = (tmp_path / "search.csv").read_text().splitlines()
-    assert len(table) == 7 and table[0].startswith("number,origin,bytes,validation")
-    joined = CliRunner().invoke(app, [*command, "--trials", "6", "--join"], catch_exceptions=False)
-    assert joined.exit_code == 0 and joined.stdout == ""
+        assert (folder / f"search.{name}").stat().st_size > 500
+    table = (folder / "search.csv").read_text().splitlines()
+    assert len(table) == 6 and table[0].startswith("number,origin,bytes,validation")
+    assert "--trials 5" in (folder / "search.md").read_text()
+    found = json.loads(call(*options, "--trials", "5", "--json"))
+    assert (found["trials"], found["failed"], found["known"]) == (5, 0, 2)
+    assert [point["seeds"] for point in found["front"]] == [[0, 1]] * len(found["front"])
+    sizes = [point["bytes"]["mean"] for point in found["front"]]
+    assert sizes == sorted(sizes)
+    assert found["saving"] is None or found["saving"].keys() >= {"percent", "low", "high"}
+
+
+@pytest.mark.slow
+def test_workers_search_together_and_go_on(folder):
+    options = ["--epochs", "2", "--out", ".", "--seeds", "2", "--workers", "2"]
+    assert "8 trials: 2 from allocator, 6 from tpe" in call(*options, "--trials", "8")
+    found = json.loads(call(*options, "--trials", "10", "--json"))
+    assert (found["trials"], found["failed"]) == (10, 0)
+    result = CliRunner().invoke(app, ["search", "--dataset", "digits", *options, "--trials", "10", "--join"])
+    assert result.exit_code == 0 and result.stdout == ""

@@ -98,6 +98,19 @@ def test_enqueue_again_adds_only_what_is_new(store, path):
     reopened.close()
 
 
+def test_a_limit_counts_what_is_there(store):
+    assert store.enqueue(CELLS[:2], limit=3) == 2
+    assert store.enqueue([CELLS[0], *CELLS[2:]], limit=3) == 1  # what is there already takes no room
+    assert store.unfinished() == CELLS[:3] and store.busy()
+    claims = [store.claim() for _ in range(3)]
+    assert store.unfinished() == CELLS[:3]
+    store.finish(claims[0], {})
+    store.fail(claims[1], "no")
+    assert store.enqueue(CELLS, limit=3) == 0 and store.unfinished() == CELLS[2:3] and store.busy()
+    store.finish(claims[2], {})
+    assert not store.busy() and store.unfinished() == []
+
+
 def test_two_processes_open_and_enqueue_at_once(path):
     script = f"""
 import sys
@@ -142,11 +155,12 @@ def test_claims_are_exclusive_between_threads(store):
 def test_a_result_is_accepted_once(store):
     store.enqueue(CELLS[:1])
     claim = store.claim()
-    store.finish(claim, {"first": 1})
+    store.finish(claim, {"first": 1, "loss": math.nan})
+    store.finish(claim, {"first": 1, "loss": math.nan})  # handed in again, since the answer was lost
     for late in (lambda: store.finish(claim, {"second": 2}), lambda: store.fail(claim, "no")):
         with pytest.raises(LateResult, match="COMPLETE, not RUNNING"):
             late()
-    assert [record["result"] for record in store.results()] == [{"first": 1}]
+    assert [record["result"]["first"] for record in store.results()] == [1]
 
 
 def test_a_late_result_is_refused_before_and_after_the_cell_is_done(store, path):

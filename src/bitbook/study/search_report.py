@@ -81,11 +81,13 @@ class Findings:
 
     def front_rows(self) -> list[dict[str, Any]]:
         """A row for each recipe of the front: bytes and accuracies over the seeds."""
-        recipes = {f"trial {record['number']}": recipes_text(record["cell"]) for record in self.found.front}
+        cells = {f"trial {record['number']}": record["cell"] for record in self.found.front}
         return [
             {
                 "trial": point.name.removeprefix("trial "),
-                "recipes": recipes[point.name],
+                "recipes": recipes_text(cells[point.name]),
+                "others": cells[point.name]["parameters"].get("others", ""),
+                "training": training_text(cells[point.name]),
                 "bytes": round(point.bytes),
                 "validation, %": accuracy_text(point.scores["validation"]),
                 "test, %": accuracy_text(point.test),
@@ -99,7 +101,7 @@ class Findings:
         named = ", ".join(f"{count} from {origin}" for origin, count in origins.items())
         said = [
             f"{len(found.trials)} trials: {named}; the sampler began with {found.known} results of the grid.",
-            f"{self.pruned} were pruned halfway, {len(found.failures)} failed.",
+            f"Given up halfway: {self.pruned}; failed: {len(found.failures)}.",
         ]
         if self.saving is not None:
             (percent, low, high), least, most, _ = self.saving
@@ -154,6 +156,13 @@ def recipes_text(cell: Mapping[str, Any]) -> str:
     )
 
 
+def training_text(cell: Mapping[str, Any]) -> str:
+    """How it was trained under its plan, "lr 0.01, momentum 0.9, cosine, learned scales"."""
+    tune = cell["phases"][0]["tune"]
+    scales = cell["parameters"]["scales"]
+    return f"lr {tune['lr']:g}, momentum {tune['momentum']:g}, {tune['schedule']}, {scales} scales"
+
+
 def write_search(found: Found, folder: Path, *, command: str, versions: Mapping[str, str]) -> list[Path]:
     """Write search.csv, search.md, search.svg and search.html into `folder`, and return the paths."""
     findings = Findings(found)
@@ -183,7 +192,7 @@ def _document(findings: Findings, picture: str, command: str, versions: Mapping[
 
 def front_plot(findings: Findings, path: Path) -> Path:
     """Draw every trial on validation data, and the fronts of search and grid on test data."""
-    every, fronts = "validation: every trial", "test: the fronts, mean and 95 % interval over seeds"
+    every, fronts = "validation: every trial", "test: fronts, 95 % intervals"
     settings = findings.found.settings
     title = f"Search, {settings.dataset}, {settings.model}"
     with figure(path, {every: ["validation"], fronts: ["test"]}, title) as axes:

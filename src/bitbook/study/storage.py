@@ -71,7 +71,8 @@ HeartbeatRow: Any = models.TrialHeartbeatModel
 ValueRow: Any = models.TrialValueModel
 
 Cell = Mapping[str, Any]
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class LateResult(StudyError):
