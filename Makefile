@@ -12,7 +12,7 @@ FIND_TORCH := import pathlib, torch; \
 	print(pathlib.Path(torch.__file__).parents[1])
 
 .DELETE_ON_ERROR:
-.PHONY: help setup study results headline entropy family peers networks test test-slow bench clean
+.PHONY: help setup study results headline entropy family peers networks docs test test-slow bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ peers: $(STAMP) ## other tools on the same public networks (BITBOOK_DATA), each 
 networks: ## what a byte budget costs on public networks (BITBOOK_DATA), and docs/results/networks.md
 	$(MAKE) study DATASET=networks
 	$(PY) -m bitbook.study.networks_document runs/networks docs/results
+
+docs: $(STAMP) ## the tables of the pages from docs/results, the notebook from its script, and HTML in docs/_build
+	$(PY) docs/tables.py
+	$(PY) -m jupytext --quiet --update --to ipynb examples/from_notebook_to_bitbook.py
+	$(PY) -m sphinx -b html -n -W --keep-going -q docs docs/_build
+	@echo "docs/_build/index.html"
 
 test: $(STAMP) ## lint, format check, types, and the quick tests
 	$(PY) -m ruff check

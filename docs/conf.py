@@ -1,0 +1,78 @@
+"""Sphinx: `make docs` builds these pages, with warnings as errors."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from bitbook import __version__
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+
+project, author, version = "bitbook", "The bitbook authors", __version__
+copyright = author
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header"]  # a results page may go from its title to a third level
+
+html_theme = "pydata_sphinx_theme"
+html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2, "show_prev_next": False}
+html_show_sourcelink = False
+html_show_copyright = False
+
+default_role = "code"  # docstrings write `code` as Markdown does
+autodoc_typehints = "none"  # shapes are strings, which would be taken for names of classes
+autodoc_member_order = "bysource"
+autoclass_content = "class"
+nitpicky = True
+
+# --- pages that stand elsewhere
+
+MIRROR = re.compile(r"\A---\nmirror: (\S+)\n---\n")
+LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)")
+
+
+def mirrored() -> dict[Path, Path]:
+    """File elsewhere in the repository → the page that shows it."""
+    found = {}
+    for page in DOCS.rglob("*.md"):
+        if head := MIRROR.match(page.read_text(encoding="utf-8")):
+            found[(page.parent / head[1]).resolve()] = page
+    return found
+
+
+def place(app: Any, docname: str, source: list[str]) -> None:
+    """Take a page's text from the file that it mirrors, and let links to such files lead to their pages."""
+    page, mirrors = DOCS / f"{docname}.md", mirrored()
+    origin = next((file for file, shown in mirrors.items() if shown == page), page)
+    if origin != page:
+        source[0] = origin.read_text(encoding="utf-8")
+
+    def link(found: re.Match[str]) -> str:
+        target = (origin.parent / found[2]).resolve()
+        if not target.exists():
+            return found[0]  # which Sphinx reports
+        return found[1] + os.path.relpath(mirrors.get(target, target), page.parent)
+
+    source[0] = LINK.sub(link, source[0])
+
+
+# --- docstrings, which are text for readers of the code and not reStructuredText
+
+
+def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Escape what reStructuredText would take for markup outside of `code`; diagrams become literal blocks."""
+    text = "\n".join(lines)
+    parts = re.split(r"(`[^`]+`)", text)
+    parts[::2] = [re.sub(r"([|*]|(?<=\w)_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
+    lines[:] = "".join(parts).split("\n")
+
+
+def setup(app: Any) -> None:
+    """Connect the above."""
+    app.connect("source-read", place)
+    app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon
