@@ -50,7 +50,7 @@ def place(app: Any, docname: str, source: list[str]) -> None:
     page, mirrors = DOCS / f"{docname}.md", mirrored()
     origin = next((file for file, shown in mirrors.items() if shown == page), page)
     if origin != page:
-        source[0] = origin.read_text(encoding="utf-8")
+        source[0] = as_markdown(origin) if origin.suffix == ".py" else origin.read_text(encoding="utf-8")
 
     def link(found: re.Match[str]) -> str:
         target = (origin.parent / found[2]).resolve()
@@ -59,6 +59,14 @@ def place(app: Any, docname: str, source: list[str]) -> None:
         return found[1] + os.path.relpath(mirrors.get(target, target), page.parent)
 
     source[0] = LINK.sub(link, source[0])
+
+
+def as_markdown(script: Path) -> str:
+    """A notebook that is kept as a script, as a page."""
+    import jupytext
+
+    cells = jupytext.reads(script.read_text(encoding="utf-8"), "py:percent").cells
+    return "\n\n".join(c.source if c.cell_type == "markdown" else f"```python\n{c.source}\n```" for c in cells)
 
 
 # --- docstrings, which are text for readers of the code and not reStructuredText

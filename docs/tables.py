@@ -79,7 +79,8 @@ def accuracy(found: Sequence[Row]) -> str:
 
 def made(command: str, name: str) -> str:
     """Where a table comes from."""
-    return f"\nMade by `{command}`; every trial is a row of [{name}.csv](RESULTS/{name}.csv), all of it in [{name}.md](RESULTS/{name}.md).\n"  # fmt: skip
+    where = f"every trial is a row of [{name}.csv](RESULTS/{name}.csv), all of it in [{name}.md](RESULTS/{name}.md)"
+    return f"\nMade by `{command}`; {where}.\n"
 
 
 # --- tables
@@ -176,7 +177,13 @@ def priced() -> str:
 def headline() -> str:
     """How few bytes keep an accuracy."""
     lines = [
-        {"model": model, "recipe": recipe, "to keep, %": f"{float(target):g}", "bytes": round(size(own)), "test %": accuracy(own)}  # fmt: skip
+        {
+            "model": model,
+            "recipe": recipe,
+            "to keep, %": f"{float(target):g}",
+            "bytes": round(size(own)),
+            "test %": accuracy(own),
+        }
         for (model, recipe, target), own in by(test_rows("headline"), "model", "recipe", "target").items()
     ]
     lines.sort(key=lambda line: (line["model"], line["bytes"]))
@@ -249,7 +256,8 @@ def at_accuracy(target: str) -> str:
         done = [row for row in of_mlp if row["variation"] == variation]
         best(f"entropy-coded, {name}", "family", done, ["method", "recipe"])
     entropy = [row for row in rows("entropy") if row["model"] == MNIST]
-    best("entropy-coded, trained with a price", "entropy", (r for r in entropy if "λ" in r["recipe"]), ["method", "recipe"])  # fmt: skip
+    priced_ones = [row for row in entropy if "λ" in row["recipe"]]
+    best("entropy-coded, trained with a price", "entropy", priced_ones, ["method", "recipe"])
     taught = [row for row in rows("headline") if row["model"] == MNIST and float(row["target"]) >= least]
     best("trained with a price and a teacher", "headline", taught, ["target", "recipe"])
     lines = [
@@ -281,7 +289,9 @@ JAPANESE = {
     "fused (2–8-bit codewords)": "融合（符号語は 2〜8 ビット）",
     "fused (5-bit codewords)": "融合（符号語は 5 ビット）",
     "scalar (weights only)": "スカラー量子化（重みのみ）",
-    "mnist, start of 30 epochs, then 5 epochs, 5,000 held out": "MNIST、30 エポック学習した後に量子化して 5 エポック、検証用に 5,000 枚",
+    "mnist, start of 30 epochs, then 5 epochs, 5,000 held out": (
+        "MNIST、30 エポック学習した後に量子化して 5 エポック、検証用に 5,000 枚"
+    ),
 }
 SENTENCES = {
     r"(.+) need (.+) \((.+) to (.+)\) times the bytes of (.+) between (.+) and (.+) %": "「{0}」に必要なバイト数は「{4}」の {1} 倍（{2}〜{3}）（正解率 {5}〜{6} % で比較）",  # noqa: E501

@@ -90,7 +90,7 @@ def test_every_public_name_is_documented_once() -> None:
     assert sorted(found) == sorted(public)
 
 
-@pytest.mark.slow
+@pytest.mark.timeout(900)  # seconds, but not on a machine with other work
 def test_sphinx_has_no_warnings(tmp_path: Path) -> None:
     """In a process of its own, since Sphinx changes the interpreter that it runs in."""
     pytest.importorskip("sphinx", reason="Sphinx is not installed; pip install 'bitbook[docs]'")
