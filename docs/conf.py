@@ -21,6 +21,7 @@ suppress_warnings = ["myst.header"]  # a results page may go from its title to a
 
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2, "show_prev_next": False}
+html_title = "bitbook"
 html_show_sourcelink = False
 html_show_copyright = False
 
@@ -29,6 +30,7 @@ autodoc_typehints = "none"  # shapes are strings, which would be taken for names
 autodoc_member_order = "bysource"
 autoclass_content = "class"
 nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(collections|torch)\..*")]  # pages of others, which a build does not ask for
 
 # --- pages that stand elsewhere
 
@@ -37,8 +39,8 @@ LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)")
 
 
 def mirrored() -> dict[Path, Path]:
-    """File elsewhere in the repository → the page that shows it."""
-    found = {}
+    """File elsewhere in the repository → the page that shows it, or stands for it."""
+    found = {ROOT / "README.md": DOCS / "index.md"}
     for page in DOCS.rglob("*.md"):
         if head := MIRROR.match(page.read_text(encoding="utf-8")):
             found[(page.parent / head[1]).resolve()] = page
@@ -48,7 +50,7 @@ def mirrored() -> dict[Path, Path]:
 def place(app: Any, docname: str, source: list[str]) -> None:
     """Take a page's text from the file that it mirrors, and let links to such files lead to their pages."""
     page, mirrors = DOCS / f"{docname}.md", mirrored()
-    origin = next((file for file, shown in mirrors.items() if shown == page), page)
+    origin = next((file for file, shown in mirrors.items() if shown == page != DOCS / "index.md"), page)
     if origin != page:
         source[0] = as_markdown(origin) if origin.suffix == ".py" else origin.read_text(encoding="utf-8")
 

@@ -271,6 +271,20 @@ def at_accuracy(target: str) -> str:
     )
 
 
+def times() -> str:
+    """What the studies take, by their own clocks."""
+    lines = []
+    for name, command in {
+        "mnist": "make results", "headline": "make headline", "entropy": "make entropy", "family": "make family",
+        "networks": "make networks", "rd": "bitbook rd",
+    }.items():  # fmt: skip
+        found = test_rows(name)
+        minutes = sum(float(row["seconds"]) for row in found) / 60
+        lines.append({"command": command, "writes": name, "results": len(found), "minutes of one core": round(minutes)})
+    table = markdown_table(lines, list(lines[0]))
+    return re.sub(r"\| (make \w+|bitbook rd) \| (\w+) \|", r"| `\1` | [\2](RESULTS/\2.md) |", table)
+
+
 def section(name: str) -> str:
     """What stands in README.md between the comments "<name>: begin" and "<name>: end"."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -341,6 +355,7 @@ TABLES: Mapping[str, Callable[..., str]] = {
     "budgets": budgets,
     "peers": peers,
     "at-accuracy": at_accuracy,
+    "times": times,
     "readme": section,
     "answers-ja": answers_ja,
 }
