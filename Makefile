@@ -52,6 +52,7 @@ networks: ## what a byte budget costs on public networks (BITBOOK_DATA), and doc
 
 docs: $(STAMP) ## the tables of the pages from docs/results, the notebook from its script, and HTML in docs/_build
 	$(PY) docs/tables.py
+	$(PY) docs/picture.py
 	$(PY) -m jupytext --quiet --update --to ipynb examples/from_notebook_to_bitbook.py
 	$(PY) -m sphinx -b html -n -W --keep-going -q docs docs/_build
 	@echo "docs/_build/index.html"

@@ -82,6 +82,11 @@ def test_tables_are_those_of_the_measurements(capsys: pytest.CaptureFixture[str]
     assert loaded(DOCS / "tables.py").main(["--check"]) == 0, capsys.readouterr().out
 
 
+def test_picture_is_what_its_script_draws() -> None:
+    script = loaded(DOCS / "picture.py")
+    assert script.SVG.read_text(encoding="utf-8") == script.picture()
+
+
 def test_every_public_name_is_documented_once() -> None:
     public = {name for name in vars(bitbook) if not name.startswith("_") and name[0].isalpha()}
     public -= {name for name in public if isinstance(getattr(bitbook, name), ModuleType)} | {"ledger"}
