@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pygments.lexers import BashLexer
+
 from bitbook import __version__
 
 DOCS = Path(__file__).resolve().parent
@@ -35,7 +37,7 @@ nitpick_ignore_regex = [("py:.*", r"(collections|torch)\..*")]  # pages of other
 # --- pages that stand elsewhere
 
 MIRROR = re.compile(r"\A---\nmirror: (\S+)\n---\n")
-LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)")
+LINK = re.compile(r"\[([^\[\]]*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def mirrored() -> dict[Path, Path]:
@@ -57,8 +59,9 @@ def place(app: Any, docname: str, source: list[str]) -> None:
     def link(found: re.Match[str]) -> str:
         target = (origin.parent / found[2]).resolve()
         if not target.exists():
-            return found[0]  # which Sphinx reports
-        return found[1] + os.path.relpath(mirrors.get(target, target), page.parent)
+            # Results are written by commands that may not have been run here; everything else Sphinx reports.
+            return found[1] if target.parent == DOCS / "results" else found[0]
+        return f"[{found[1]}]({os.path.relpath(mirrors.get(target, target), page.parent)}{found[3] or ''})"
 
     source[0] = LINK.sub(link, source[0])
 
@@ -84,5 +87,6 @@ def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[st
 
 def setup(app: Any) -> None:
     """Connect the above."""
+    app.add_lexer("sbatch", BashLexer)
     app.connect("source-read", place)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon

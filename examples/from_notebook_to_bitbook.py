@@ -41,8 +41,9 @@ import sys
 from pathlib import Path
 
 if importlib.util.find_spec("bitbook") is None:
-    clone = next((folder for folder in Path.cwd().parents if (folder / "src" / "bitbook").is_dir()), None)
-    wheel = next(Path.cwd().glob("bitbook-*.whl"), None)
+    here = Path.cwd()
+    clone = next((folder for folder in (here, *here.parents) if (folder / "src" / "bitbook").is_dir()), None)
+    wheel = next(here.glob("bitbook-*.whl"), None)
     what = f"{clone or wheel or 'bitbook'}[study]"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", what], check=True)
 

@@ -33,6 +33,12 @@ def blocks(page: Path) -> list[tuple[str, str, str]]:
     return [(mark, kind.strip("{}"), text) for mark, kind, text in FENCE.findall(page.read_text(encoding="utf-8"))]
 
 
+def has_its_own_test(page: Path) -> bool:
+    """Whether a test of its own names the page and reads its scripts and manifests."""
+    name = f"docs/{page.relative_to(DOCS).as_posix()}"
+    return any(name in test.read_text(encoding="utf-8") for test in (ROOT / "tests").rglob("test_*.py"))
+
+
 def loaded(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
@@ -43,6 +49,7 @@ def loaded(path: Path) -> ModuleType:
 
 def cases() -> list[object]:
     found = [(page, page.relative_to(DOCS).as_posix()) for page in PAGES if blocks(page)]
+    found = [(page, name) for page, name in found if not has_its_own_test(page)]
     return [pytest.param(page, id=name, marks=[pytest.mark.slow] if name in LONG else []) for page, name in found]
 
 
