@@ -103,7 +103,10 @@ def family(*methods: str) -> str:
                 line[variation] = f"{size(own):,.0f} B, {score:.2f} %" if own else "–"
             lines.append(line)
         reference = test_rows("family", model=model, recipe="float, float32")
-        text += f"**{title}**; float32: {size(reference):,.0f} B, {accuracy(reference)} %\n\n"
+        seeds = len({row["seed"] for row in of_model})
+        means = f"means over {seeds} seeds" if seeds > 1 else "one seed"
+        mean = fmean(float(row["accuracy"]) for row in reference)
+        text += f"**{title}**, bytes and test accuracy, {means}; float32: {size(reference):,.0f} B, {mean:.2f} %\n\n"
         text += markdown_table(lines, ["recipe", *used]) + "\n"
     if not text:
         raise ValueError(f"family.csv has none of the methods {', '.join(methods)}")
@@ -202,7 +205,7 @@ def coders() -> str:
             "decoding, M symbols/s": f"{min(speeds) / 1e6:.1f}" if speeds else "",
         })  # fmt: skip
     lines.sort(key=lambda line: line["bytes of all groups"])
-    return markdown_table(lines, list(lines[0])) + made("python bench/coding.py --write docs/results", "coding")
+    return markdown_table(lines, list(lines[0])) + made("python -m bench.coding --write docs/results", "coding")
 
 
 def budgets() -> str:
