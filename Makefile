@@ -12,7 +12,7 @@ FIND_TORCH := import pathlib, torch; \
 	print(pathlib.Path(torch.__file__).parents[1])
 
 .DELETE_ON_ERROR:
-.PHONY: help setup study results headline entropy family peers networks c test test-slow bench clean
+.PHONY: help setup study results headline entropy family peers networks docs c test test-slow bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,25 +30,38 @@ study: $(STAMP) ## run the study on DATASET; report, tables and figures go to ru
 results: ## run the whole MNIST experiment and write docs/results/ from it
 	$(MAKE) study DATASET=mnist
 	$(PY) -m bitbook.study.document runs/mnist docs/results --readme README.md
+	$(PY) docs/tables.py
 
 headline: ## how few bytes keep an accuracy: five seeds of each row, and docs/results/headline.md
 	$(MAKE) study DATASET=headline
 	$(PY) -m bitbook.study.headline write runs/headline docs/results
+	$(PY) docs/tables.py
 
 entropy: ## every trained file at fixed width and entropy-coded, and docs/results/entropy.md
 	$(MAKE) study DATASET=entropy
 	$(PY) -m bitbook.study.entropy runs/entropy docs/results
+	$(PY) docs/tables.py
 
 family: ## every quantizer at equal bytes, on MNIST and a ResNet-20 (BITBOOK_DATA), and docs/results/family.md
 	$(MAKE) study DATASET=family
 	$(PY) -m bitbook.study.family runs/family docs/results
+	$(PY) docs/tables.py
 
 peers: $(STAMP) ## other tools on the same public networks (BITBOOK_DATA), each installed in .bench/, and docs/results/peers.md
 	$(PY) -m bench.peers --write docs/results
+	$(PY) docs/tables.py
 
 networks: ## what a byte budget costs on public networks (BITBOOK_DATA), and docs/results/networks.md
 	$(MAKE) study DATASET=networks
 	$(PY) -m bitbook.study.networks_document runs/networks docs/results
+	$(PY) docs/tables.py
+
+docs: $(STAMP) ## the tables of the pages from docs/results, the notebook from its script, and HTML in docs/_build
+	$(PY) docs/tables.py
+	$(PY) docs/picture.py
+	$(PY) -m jupytext --quiet --update --to ipynb examples/from_notebook_to_bitbook.py
+	$(PY) -m sphinx -b html -n -W --keep-going -q docs docs/_build
+	@echo "docs/_build/index.html"
 
 c: build/unbitbook ## the decoder without Python, a command that lists and unpacks files (c/README.md)
 

@@ -33,7 +33,7 @@ from bitbook.coding.coder import Coder
 from bitbook.coding.fixed import Fixed, packed_size
 from bitbook.errors import CorruptArtifact, NoFeedback, PlanError, WeightError
 from bitbook.feedback import ErrorFeedback
-from bitbook.plan import recipe_from_json, recipe_to_json
+from bitbook.plan import KINDS, recipe_from_json, recipe_to_json
 from bitbook.qat import FakeQuantize, Regime
 from bitbook.quantizer import (
     LARGEST_CODE,
@@ -101,7 +101,7 @@ def check_recipe(recipe: Quantizer) -> None:
     """Check that a recipe is plain data: equal after JSON, `repr`, pickle and copying, and hashable."""
     text = json.dumps(recipe_to_json(recipe))
     _law(recipe_from_json(json.loads(text)) == recipe, recipe, f"the JSON {text} reads back as another recipe")
-    _law(eval(repr(recipe), {**vars(bitbook)}) == recipe, recipe, "its repr does not make an equal recipe")
+    _law(eval(repr(recipe), {**vars(bitbook), **KINDS}) == recipe, recipe, "its repr does not make an equal recipe")
     for same in (copy.deepcopy(recipe), pickle.loads(pickle.dumps(recipe))):
         _law(same == recipe and hash(same) == hash(recipe), recipe, "a copy is not equal or hashes differently")
 
