@@ -31,8 +31,8 @@ from bitbook.plan import Plan
 from bitbook.quantizer import Quantized
 
 with needs("transformers", extra="transformers"):
-    from transformers.quantizers import HfQuantizer
     from transformers.quantizers.auto import register_quantization_config, register_quantizer
+    from transformers.quantizers.base import HfQuantizer
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 METHOD = "bitbook"
@@ -109,7 +109,6 @@ def to_artifact(model: nn.Module) -> Artifact:
     return Artifact(tensors, stored.inputs, stored.aliases)
 
 
-@register_quantization_config(METHOD)
 class BitbookConfig(QuantizationConfigMixin):
     """What `config.json` says, and how `from_pretrained(…, quantization_config=BitbookConfig(plan))` quantizes floats.
 
@@ -138,7 +137,6 @@ class BitbookConfig(QuantizationConfigMixin):
         return {name: value for name, value in super().to_dict().items() if value}
 
 
-@register_quantizer(METHOD)
 class BitbookQuantizer(HfQuantizer):
     """Makes room for the buffers before weights are loaded, and decodes them afterwards."""
 
@@ -184,11 +182,13 @@ class BitbookQuantizer(HfQuantizer):
                 quantizer.stored = dict(content.inputs[CHILD].side)
                 put_before(module, quantizer)
                 continue
-            old, value = module._parameters[attribute], content.decode(attribute)
+            old, data = module._parameters[attribute], module._buffers[attribute + PACKED]
             assert old is not None
+            assert data is not None
+            value = content.decode(attribute)
             if value.shape != old.shape:
                 raise ModelMismatch(f"{name}: {tuple(value.shape)} in the folder, {tuple(old.shape)} in the model")
-            _replace(model, old, value.to(old.dtype).to(module._buffers[attribute + PACKED].device))
+            _replace(model, old, value.to(old.dtype).to(data.device))
         _leave_out(model)
         self.model = model
         return model
@@ -204,6 +204,10 @@ class BitbookQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Packed parameters are not; train before packing."""
         return False
+
+
+register_quantization_config(METHOD)(BitbookConfig)
+register_quantizer(METHOD)(BitbookQuantizer)
 
 
 @dataclass
