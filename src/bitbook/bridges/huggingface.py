@@ -14,7 +14,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ with needs("transformers", extra="transformers"):
     from transformers.quantizers.base import HfQuantizer
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
+M = TypeVar("M", bound=nn.Module)
+
 METHOD = "bitbook"
 PACKED = "_packed"
 """What a buffer's name has behind the name of what it holds: a parameter, or the quantizer of a module's input."""
@@ -42,7 +44,7 @@ PACKED = "_packed"
 _SMALL = 1_000_000  # weights up to which the adaptive coders take seconds, not minutes
 
 
-def pack_(model: nn.Module, artifact: Artifact | None = None, coder: Coder | None = None) -> nn.Module:
+def pack_(model: M, artifact: Artifact | None = None, coder: Coder | None = None) -> M:
     """Give `model` the values of an artifact, in place, and the bytes that `model.save_pretrained` is to write.
 
     Packed parameters no longer require gradients: what is saved of them are their bytes.
@@ -55,7 +57,8 @@ def pack_(model: nn.Module, artifact: Artifact | None = None, coder: Coder | Non
     Returns the model.  Raises `ModelMismatch` where names or shapes differ, and `PlanError` where a name is taken.
     """
     artifact = freeze(model) if artifact is None else artifact
-    restore(artifact, unpack_(dequantize_(model)))
+    dequantize_(model)
+    restore(artifact, unpack_(model))
     quantized = {name: tensor for name, tensor in artifact.tensors.items() if isinstance(tensor, Quantized)}
     coder = coder or (Smallest() if sum(math.prod(t.shape) for t in quantized.values()) < _SMALL else Rans())
     contents = {name: Artifact({name.rpartition(".")[2]: tensor}) for name, tensor in quantized.items()}
@@ -77,7 +80,7 @@ def pack_(model: nn.Module, artifact: Artifact | None = None, coder: Coder | Non
     return model
 
 
-def unpack_(model: nn.Module) -> nn.Module:
+def unpack_(model: M) -> M:
     """Undo `pack_`, or what `from_pretrained` did, keeping the values: a float model, which is saved as floats.
 
     How inputs are quantized stays.  Returns the model.
