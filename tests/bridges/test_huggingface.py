@@ -242,6 +242,10 @@ def test_offloading_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_named() -> None:
+    with pytest.raises(CorruptArtifact, match="config.json: fc.weight is said to have -1 bytes"):
+        huggingface.BitbookConfig.from_dict({"quant_method": "bitbook", "tensors": {"fc.weight": -1}})
+    with pytest.raises(CorruptArtifact, match="quantization_config has the unknown keys layers"):
+        huggingface.BitbookConfig.from_dict({"quant_method": "bitbook", "layers": 3})
     with pytest.raises(PlanError, match="no coder 'Zip'; there are Fixed, Rans"):
         huggingface.BitbookConfig(Plan(), coder="Zip")
     model = llama()

@@ -127,9 +127,15 @@ class BitbookConfig(QuantizationConfigMixin):
         coder: str | None = None,
         tensors: Mapping[str, int] | None = None,
         quant_method: str = METHOD,
+        **unknown: Any,
     ) -> None:
         if coder is not None and coder not in CODERS:
             raise PlanError(f"no coder {coder!r}; there are {', '.join(CODERS)}")
+        if unknown:
+            raise CorruptArtifact(f"config.json: quantization_config has the unknown keys {', '.join(unknown)}")
+        for name, size in (tensors or {}).items():
+            if type(size) is not int or size < 0:
+                raise CorruptArtifact(f"config.json: {name} is said to have {size!r:.80} bytes")
         self.quant_method = quant_method  # type: ignore
         self.plan = plan.to_json() if isinstance(plan, Plan) else plan
         self.coder = coder
@@ -296,8 +302,9 @@ def _read(name: str, module: nn.Module, attribute: str) -> Artifact:
     assert data is not None
     with about(name):
         content = from_bytes(data.cpu().numpy().data)
-        if attribute not in (*content.tensors, *content.inputs):
-            raise CorruptArtifact(f"its bytes hold {', '.join((*content.tensors, *content.inputs))} instead")
+        if attribute not in (content.inputs if attribute == CHILD else content.tensors):
+            held = ", ".join((*content.tensors, *content.inputs))
+            raise CorruptArtifact(f"its bytes hold {held or 'nothing'} instead")
     return content
 
 
