@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -52,9 +54,15 @@ class MissingDependency(BitbookError, ImportError):
 
 def optional_import(name: str, extra: str) -> ModuleType:
     """Import `name` on use, or raise `MissingDependency` naming the extra that brings it."""
-    try:
+    with needs(name, extra):
         return importlib.import_module(name)
+
+
+@contextmanager
+def needs(name: str, extra: str) -> Iterator[None]:
+    """Imports within the block need `name`: raises `MissingDependency`, naming the extra, where one of them fails."""
+    try:
+        yield
     except ImportError as error:
-        raise MissingDependency(
-            f"{name.partition('.')[0]} is not installed; run: pip install 'bitbook[{extra}]'"
-        ) from error
+        package = name.partition(".")[0]
+        raise MissingDependency(f"{package} is not installed; run: pip install 'bitbook[{extra}]'") from error

@@ -1,0 +1,257 @@
+"""One file for transformers 4.57 and 5: `python -m tests.bridges.other_version` runs it with the one not installed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bitbook import ECSQ, Activation, Codebook, Plan, Ternary, Uniform, apply, compress, freeze, quantize_, read, save
+from bitbook.artifact import to_bytes
+from bitbook.coding.fixed import Fixed
+from bitbook.coding.rans import Rans
+from bitbook.errors import CorruptArtifact, ModelMismatch, PlanError
+
+transformers = pytest.importorskip("transformers", reason="the extra 'transformers' is not installed")
+huggingface = pytest.importorskip("bitbook.bridges.huggingface")
+
+WIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+QUICK = Fixed()  # where the coder does not matter
+IDS = torch.tensor([[5, 1, 60, 3, 3, 17, 42], [9, 8, 7, 6, 5, 4, 3]])
+MASK = torch.ones_like(IDS)
+
+
+def gpt2() -> Any:
+    """Its output layer is tied to its embedding."""
+    special = {"bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=1, n_head=2, **special)
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+def llama() -> Any:
+    config = transformers.LlamaConfig(vocab_size=64, num_key_value_heads=1, **WIDE)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def bert(**changed: Any) -> Any:
+    return transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=64, **WIDE, **changed)).eval()
+
+
+MODELS = {"gpt2": gpt2, "llama": llama, "bert": bert}
+
+
+def matrices(model: nn.Module, recipe: Any) -> Plan:
+    """Every weight with two axes and 16 columns per block, under all of its names."""
+    names = [
+        name for name, p in model.named_parameters(remove_duplicate=False) if p.dim() == 2 and p.shape[1] % 16 == 0
+    ]
+    return Plan(dict.fromkeys(names, recipe))
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS, attention_mask=MASK).logits
+
+
+def contents(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
+
+
+RECIPES = {"gpt2": Uniform(4, (1, 16)), "llama": Codebook(16, (1, 4), centroids=Uniform(5)), "bert": ECSQ()}
+
+
+@pytest.mark.parametrize(("kind", "recipe"), RECIPES.items())
+def test_reloads_bit_for_bit(kind: str, recipe: Any, tmp_path: Path) -> None:
+    model = MODELS[kind]()
+    artifact = compress(model, matrices(model, recipe))
+    huggingface.pack_(model, artifact).save_pretrained(tmp_path / "one")
+    again = type(model).from_pretrained(tmp_path / "one")
+    assert torch.equal(logits(again), logits(apply.restore(artifact, MODELS[kind]())))
+    assert torch.equal(logits(again), logits(model))
+    again.save_pretrained(tmp_path / "two")
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert to_bytes(huggingface.to_artifact(again), Rans())[0] == to_bytes(artifact, Rans())[0]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_shards_and_device_maps(kind: str, tmp_path: Path) -> None:
+    model = MODELS[kind]()
+    huggingface.pack_(model, compress(model, matrices(model, Uniform(4, (1, 16)))), QUICK)
+    model.save_pretrained(tmp_path, max_shard_size="4KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    for device_map in ("cpu", "auto", {"": "cpu"}):
+        again = type(model).from_pretrained(tmp_path, device_map=device_map)
+        assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_folder_holds_packed_bytes_and_no_floats_beside_them(kind: str, tmp_path: Path) -> None:
+    model = MODELS[kind]()
+    plan = matrices(model, ECSQ())
+    artifact = compress(model, plan)
+    floats = sum(p.numel() * 4 for p in model.parameters())
+    huggingface.pack_(model, artifact, Rans()).save_pretrained(tmp_path)
+    stored = contents(tmp_path)
+    sizes = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["tensors"]
+    packed = {name.removesuffix("_packed"): t for name, t in stored.items() if name.endswith("_packed")}
+    assert {name: t.numel() for name, t in packed.items()} == sizes
+    assert not stored.keys() & plan.weights.keys()
+    assert all(t.dtype == torch.uint8 for t in packed.values())
+    dense = sum(t.numel() * t.element_size() for name, t in stored.items() if not name.endswith("_packed"))
+    file = save(artifact, tmp_path / "one.bitbook", Rans()).total
+    # Each tensor alone: its own header, statistics and name, beside what one file holds.
+    assert sum(sizes.values()) + dense < file + 250 * len(sizes)
+    assert (tmp_path / "model.safetensors").stat().st_size < floats / 3
+
+
+def test_tied_weights_are_one_buffer_and_stay_tied(tmp_path: Path) -> None:
+    model = gpt2()
+    huggingface.pack_(model, compress(model, matrices(model, Uniform(4, (1, 16)))), QUICK).save_pretrained(tmp_path)
+    assert not any("lm_head" in name for name in contents(tmp_path))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.lm_head.weight is again.transformer.wte.weight
+    # A body that gets a tied head as it is loaded.
+    again.transformer.save_pretrained(tmp_path / "body")
+    with_head = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "body")
+    assert torch.equal(logits(with_head), logits(model))
+    with_head.save_pretrained(tmp_path / "again")
+    assert not any("lm_head" in name for name in contents(tmp_path / "again"))
+
+
+def test_a_body_loads_from_a_folder_with_a_head(tmp_path: Path) -> None:
+    model = bert()
+    huggingface.pack_(model, compress(model, matrices(model, Ternary((1, 16)))), QUICK).save_pretrained(tmp_path)
+    body = transformers.AutoModel.from_pretrained(tmp_path)
+    want = model.bert(IDS, attention_mask=MASK).last_hidden_state
+    assert torch.equal(body(IDS, attention_mask=MASK).last_hidden_state, want)
+
+
+def test_floats_are_quantized_as_they_are_loaded(tmp_path: Path) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path / "floats")
+    plan = Plan({"model.layers.*.weight": None, "lm_head.weight": Uniform(4, (1, 16))})
+    config = huggingface.BitbookConfig(plan, coder="Fixed")
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "floats", quantization_config=config)
+    quantize_(model, plan)
+    assert torch.equal(logits(loaded), logits(model))
+    loaded.save_pretrained(tmp_path / "small")
+    assert "lm_head.weight_packed" in contents(tmp_path / "small")
+    assert torch.equal(logits(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "small")), logits(model))
+
+
+def test_a_quantized_model_is_packed_as_it_is() -> None:
+    model = bert()
+    quantize_(model, matrices(model, Uniform(3, (1, 16))))
+    want = logits(model)
+    assert torch.equal(logits(huggingface.pack_(model, coder=QUICK)), want)
+    assert not any(
+        p.requires_grad for p in model.bert.encoder.layer[0].attention.self.query.parameters() if p.dim() > 1
+    )
+
+
+def test_quantized_inputs_come_back(tmp_path: Path) -> None:
+    model = bert()
+    inputs = {"bert.encoder.*.dense": Activation(Uniform(8), "calibrated"), "classifier": Activation(Uniform(4))}
+    artifact = compress(
+        model, Plan(matrices(model, Uniform(8, (1, 16))).weights, inputs), data=(IDS, torch.zeros(2, dtype=torch.long))
+    )
+    huggingface.pack_(model, artifact, QUICK).save_pretrained(tmp_path)
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    assert not torch.equal(logits(again), logits(apply.restore(apply.Artifact(artifact.tensors, {}, {}), bert())))
+    assert huggingface.to_artifact(again).inputs.keys() == artifact.inputs.keys()
+
+
+def test_half_precision_and_copies(tmp_path: Path) -> None:
+    model = llama()
+    artifact = compress(model, matrices(model, Uniform(4, (1, 16))))
+    huggingface.pack_(model, artifact, QUICK).save_pretrained(tmp_path)
+    half = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    want = artifact.decode("lm_head.weight").bfloat16()
+    assert torch.equal(half.lm_head.weight, want)
+    twin = copy.deepcopy(half)
+    twin.save_pretrained(tmp_path / "twin")
+    with torch.no_grad():
+        twin.lm_head.weight.add_(1)
+    half.save_pretrained(tmp_path / "half")
+    with pytest.raises(ModelMismatch, match="lm_head.weight was changed after it was packed"):
+        twin.save_pretrained(tmp_path / "twin")
+    with pytest.raises(ModelMismatch, match=r"call pack_ with a new artifact, or unpack_"):
+        huggingface.to_artifact(twin)
+
+
+def test_unpacked_models_are_as_any_other(tmp_path: Path) -> None:
+    model, stock = llama(), llama()
+    artifact = compress(model, matrices(model, Uniform(4, (1, 16))))
+    huggingface.pack_(model, artifact, QUICK)
+    huggingface.unpack_(model).save_pretrained(tmp_path / "floats")
+    apply.restore(artifact, stock).save_pretrained(tmp_path / "stock")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "floats" / name).read_bytes() == (tmp_path / "stock" / name).read_bytes()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    model = llama()
+    huggingface.pack_(model, compress(model, matrices(model, Uniform(4, (1, 16)))), QUICK).save_pretrained(tmp_path)
+    tensors = contents(tmp_path)
+    tensors["lm_head.weight_packed"][-3] ^= 1
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CorruptArtifact, match="lm_head.weight: the checksum does not match"):
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_buffer_of_another_tensor_is_refused(tmp_path: Path) -> None:
+    model = llama()
+    huggingface.pack_(model, compress(model, matrices(model, Uniform(4, (1, 16)))), QUICK).save_pretrained(tmp_path)
+    tensors = contents(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    name, other = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
+    tensors[f"{name}_packed"] = tensors[f"{other}_packed"].clone()
+    config["quantization_config"]["tensors"][name] = tensors[f"{name}_packed"].numel()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelMismatch, match=r"up_proj.weight: \(32, 64\) in the folder, \(64, 32\) in the model"):
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+
+
+def test_each_buffer_is_a_bitbook_file(tmp_path: Path) -> None:
+    model = llama()
+    artifact = compress(model, matrices(model, Uniform(4, (1, 16))))
+    huggingface.pack_(model, artifact, QUICK).save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        data = file.get_tensor("lm_head.weight_packed").numpy().tobytes()
+    (tmp_path / "weight.bitbook").write_bytes(data)
+    assert torch.equal(read(tmp_path / "weight.bitbook").decode("weight"), artifact.decode("lm_head.weight"))
+
+
+def test_offloading_is_refused(tmp_path: Path) -> None:
+    model = llama()
+    huggingface.pack_(model, compress(model, matrices(model, Uniform(4, (1, 16)))), QUICK).save_pretrained(tmp_path)
+    where = {"model": "cpu", "lm_head": "disk"}
+    with pytest.raises(PlanError, match="packed weights are decoded once, where they are used"):
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path, device_map=where, offload_folder=tmp_path / "off")
+
+
+def test_what_does_not_fit_is_named() -> None:
+    with pytest.raises(CorruptArtifact, match="config.json: fc.weight is said to have -1 bytes"):
+        huggingface.BitbookConfig.from_dict({"quant_method": "bitbook", "tensors": {"fc.weight": -1}})
+    with pytest.raises(CorruptArtifact, match="quantization_config has the unknown keys layers"):
+        huggingface.BitbookConfig.from_dict({"quant_method": "bitbook", "layers": 3})
+    with pytest.raises(PlanError, match="no coder 'Zip'; there are Fixed, Rans"):
+        huggingface.BitbookConfig(Plan(), coder="Zip")
+    model = llama()
+    artifact = freeze(bert())
+    with pytest.raises(ModelMismatch, match="the file lacks"):
+        huggingface.pack_(model, artifact)
+    model.lm_head.weight_packed = 1
+    with pytest.raises(PlanError, match="Linear has an attribute 'weight_packed' already; rename it"):
+        huggingface.pack_(model, compress(model, Plan({"lm_head.weight": Uniform(4)})))
