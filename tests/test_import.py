@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-LATE = ("sklearn", "plotly", "matplotlib", "optuna", "numba", "PIL", "scipy")
+LATE = ("sklearn", "matplotlib", "optuna", "numba", "PIL", "scipy")
 
 
 @pytest.mark.parametrize("module", ["bitbook", "bitbook.data", "bitbook.models"])
