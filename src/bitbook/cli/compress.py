@@ -453,11 +453,12 @@ def _rows(model: nn.Module, plan: Plan, artifact: Artifact, stored: Mapping[str,
 def weight_error(w: Tensor, stored: Tensor) -> dict[str, float | None]:
     """`relative_mse` = ‖w − ŵ‖² / ‖w‖², and the same as a signal-to-noise ratio in dB.
 
-    None stands for infinity: the ratio where both are equal, the error where w is zero and ŵ is not.
+    None stands for what is no number: the ratio where both are equal, the error where w is zero and ŵ is not, and
+    both where values are not finite.
     """
     w = w.double()
     error, power = (w - stored.double()).square().sum().item(), w.square().sum().item()
-    relative = error / power if power else None
+    relative = error / power if power and math.isfinite(error / power) else None
     if not error:
         return {"relative_mse": 0.0, "snr_db": None}
     return {"relative_mse": relative, "snr_db": -10 * math.log10(relative) if relative else None}

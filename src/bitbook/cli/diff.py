@@ -121,8 +121,10 @@ def _row(name: str, a: _Side, b: _Side, weight_error: Any) -> dict[str, Any]:
     }
     if row["a"] is None or row["b"] is None or row["a"]["shape"] != row["b"]["shape"]:
         return row
-    row |= weight_error(a.tensors[name], b.tensors[name])
-    return {**row, "same": row["relative_mse"] == 0}
+    ours, theirs = a.tensors[name], b.tensors[name]
+    if bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all()):
+        return {**row, "same": True, "relative_mse": 0.0}
+    return row | weight_error(ours, theirs)
 
 
 def _differs(row: Mapping[str, Any]) -> bool:
