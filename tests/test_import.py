@@ -29,7 +29,7 @@ print(middle - start, time.process_time() - middle)
 
 
 def test_import_takes_little_more_than_torch() -> None:
-    """At most 0.15 s where torch takes one: of the processor, each pair in one process, so that load does not matter."""
+    """At most 0.15 s where torch takes one, of the processor: each pair in one process, so that load matters little."""
     # As installed, where bytecode is kept: the first run compiles what was edited.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     shares = []

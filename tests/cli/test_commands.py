@@ -36,10 +36,12 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(capsys.readouterr().out, parse_constant=refuse)
 
 
-def test_every_command_that_prints_a_table_prints_json() -> None:
-    """Of what each command takes: all but those that say a line or two have tables."""
-    for command in app.registered_commands:
-        assert command.callback is not None and "as_json" in command.callback.__annotations__, command.callback
+@pytest.mark.parametrize("command", ["study", "compress", "decompress", "inspect", "diff", "evaluate", "rd", "explain"])
+def test_every_command_that_prints_a_table_prints_json(command: str) -> None:
+    (found,) = (
+        known.callback for known in app.registered_commands if known.callback and known.callback.__name__ == command
+    )
+    assert "as_json" in found.__annotations__
 
 
 # -- exit codes
