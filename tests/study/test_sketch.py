@@ -56,7 +56,7 @@ def test_rows_are_images_and_codewords_of_rows_too(model):
     strong = first.abs() > 0.1 * w.abs().max()
     assert torch.equal(orange[strong], first[strong] > 0)
     assert len({after[:, 9 * i : 9 * i + 8].numpy().tobytes() for i in range(ROWS)}) <= 4
-    assert one["codewords"] | {"picture": ""} == {"picture": "", "shown": 4, "total": 4, "square": True}
+    assert one["codewords"] | {"picture": ""} == {"picture": "", "shown": 4, "total": 4, "each": "image"}
     assert pixels(one["codewords"]["picture"]).shape == (8, 9 * 4 - 1, 3)
 
 
@@ -64,7 +64,9 @@ def test_codewords_of_vectors_are_columns_the_most_used_first(model):
     artifact = compress(model, Plan({"fc*.weight": Codebook(100, (1, 4))}))
     one = sketch(start(model), artifact, (1, 8, 8))[0]
     assert pixels(one["codewords"]["picture"]).shape == (4, MOST_CODEWORDS, 3)
-    assert one["codewords"]["total"] == 100 and not one["codewords"]["square"]
+    assert one["codewords"]["total"] == 100 and one["codewords"]["each"] == "column"
+    long = sketch(start(model), compress(model, Plan({"fc2.weight": Codebook(5, (1, -1))})), (1, 8, 8))[1]
+    assert pixels(long["codewords"]["picture"]).shape == (5, 32, 3) and long["codewords"]["each"] == "row"
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (64,), (2, 4, 8), (4, 4, 4)])

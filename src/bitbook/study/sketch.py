@@ -28,6 +28,8 @@ MOST_LEVELS = 64
 ROWS = 8
 """Rows of the first layer that are shown: those of the largest norm before, the same for all files of a start."""
 MOST_CODEWORDS = 64
+LONG = 16
+"""Numbers in a codeword beyond which it is drawn as a row and not as a column."""
 _SHADES = 32  # an odd number with zero in the middle, and one for the gaps between images
 _NEGATIVE, _POSITIVE, _GAP = (0, 114, 178), (213, 94, 0), (255, 255, 255)  # told apart by every kind of eye
 
@@ -41,7 +43,7 @@ def sketch(start: Mapping[str, Tensor], artifact: Artifact, input_shape: Sequenc
     Keys: `tensor`, `low`, `high` (the range of both), `before` (counts of BINS bins), then either `levels` (pairs of
     value and count, where there are at most MOST_LEVELS) or `after` (counts). Where there are images, each as
     base64 of a PNG: `rows` with `before` and `after`, `codewords` with the `picture`, how many are `shown` of how
-    many in `total`, the most used first, and whether each is a `square`.
+    many in `total`, the most used first, and what `each` is in it: "image", "row" or "column".
     """
     height, width = (0, 0, *input_shape)[-2:]
     square = width if height == width and math.prod(input_shape) == width * width else None
@@ -84,10 +86,16 @@ def _codewords(stored: Quantized, reach: float, image: int | None) -> dict[str, 
     (codes,) = stored.codes.values()
     words = stored.side["centroids"].decode().flatten(1)
     used = torch.bincount(codes.flatten().long(), minlength=len(words)).argsort(descending=True, stable=True)
-    tiled = image is not None and words.shape[1] == image * image
-    shown = words[used[: ROWS if tiled else MOST_CODEWORDS]]
-    picture = _tiles(shown.reshape(-1, image, image)) if tiled and image else shown.T
-    return {"picture": _png(picture, reach), "shown": len(shown), "total": len(words), "square": tiled}
+    if image is not None and words.shape[1] == image * image:
+        each, shown = "image", words[used[:ROWS]]
+        picture = _tiles(shown.reshape(-1, image, image))
+    elif words.shape[1] > LONG:
+        each, shown = "row", words[used[: 2 * ROWS]]
+        picture = shown
+    else:
+        each, shown = "column", words[used[:MOST_CODEWORDS]]
+        picture = shown.T
+    return {"picture": _png(picture, reach), "shown": len(shown), "total": len(words), "each": each}
 
 
 def _tiles(images: Float[Tensor, "n height width"]) -> Float[Tensor, "height columns"]:

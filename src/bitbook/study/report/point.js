@@ -42,12 +42,13 @@ function weights(point) {
         "in the file", picture(rows.after, "the same rows in the file")], {class: "strip"}));
     }
     if (codewords) {
-      const {shown, total, square} = codewords;
-      const how = square ? "each an image" : "each a column";
+      const {shown, total, each} = codewords;
+      const how = each === "image" ? "each an image" : "each a " + each;
       strips.push(element("h3", `Codewords of ${tensor}, ${how}: ` +
                           (shown < total ? `the ${shown} most used of ${total}` : `all ${total}, the most used first`)),
                   element("div", picture(codewords.picture, "codewords of " + tensor), {class: "strip one"}));
-      strips.at(-1).style.maxWidth = square ? 12.5 * shown + "%" : Math.max(80, 14 * shown) + "px";
+      if (each === "image") strips.at(-1).style.maxWidth = 12.5 * shown + "%";
+      if (each === "column") strips.at(-1).style.maxWidth = Math.max(80, 14 * shown) + "px";
     }
   }
   return [
