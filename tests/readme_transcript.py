@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SKIPPED = {
@@ -30,12 +32,14 @@ DRIVER = """
 import json, sys, time
 scope = {"__name__": "__main__"}
 for line in sys.stdin:
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     try:
         exec(compile(json.loads(line), "README.md", "exec"), scope)
-        print("\\0done", time.perf_counter() - began, flush=True)
+        word = "done"
     except BaseException as error:
-        print(f"{type(error).__name__}: {error}\\n\\0failed", time.perf_counter() - began, flush=True)
+        word = "failed"
+        print(f"{type(error).__name__}: {error}")
+    print(f"\\0{word}", time.perf_counter() - began, time.process_time() - used, flush=True)
 """
 TORCH = "pip install torch"
 
@@ -51,21 +55,41 @@ def blocks(readme: str) -> Iterator[tuple[str, str]]:
                 yield from ((kind, part.strip()) for part in command.split("&&"))
 
 
+class Times(NamedTuple):
+    """Seconds that one waits, and seconds of the processor, which do not depend on what else runs."""
+
+    waited: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> Times:
+        """Of this process's children that have ended, by the processor."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return cls(time.perf_counter(), used.ru_utime + used.ru_stime)
+
+    def since(self, before: Times) -> Times:
+        return Times(self.waited - before.waited, self.processor - before.processor)
+
+    def __str__(self) -> str:
+        return f"{self.waited:.0f} s, of which {self.processor:.0f} s of one processor"
+
+
 class Transcript:
-    """Lines with times; `seconds` counts what a newcomer waits for, without torch's download."""
+    """Lines with times; `total` is what a newcomer waits for, without torch's download."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.seconds = 0.0
+        self.total = Times(0.0, 0.0)
 
-    def add(self, seconds: float, text: str, output: str = "", *, counted: bool = True) -> None:
-        self.seconds += seconds if counted else 0
+    def add(self, took: Times, text: str, output: str = "", *, counted: bool = True) -> None:
+        if counted:
+            self.total = Times(self.total.waited + took.waited, self.total.processor + took.processor)
         first, *rest = text.rstrip().splitlines()
-        self.say(f"[{seconds:7.1f} s] {first}")
+        self.say(f"[{took.waited:6.1f} s, processor {took.processor:6.1f} s] {first}")
         for line in rest:
-            self.say(f"{'':12}{line}")
+            self.say(f"{'':31}{line}")
         for line in output.rstrip().splitlines()[-SHOWN:]:
-            self.say(f"{'':12}| {line.rstrip()[:150]}")
+            self.say(f"{'':31}| {line.rstrip()[:150]}")
 
     def say(self, line: str) -> None:
         print(line, flush=True)
@@ -99,12 +123,12 @@ def run(folder: Path, readme: str, *, install_torch: bool, study: bool) -> Trans
     variables["PATH"] = f"{environment / 'bin'}{os.pathsep}{variables['PATH']}"
 
     def shell(command: str, cwd: Path, *, counted: bool = True) -> None:
-        began = time.perf_counter()
+        began = Times.now()
         done = subprocess.run(command, shell=True, cwd=cwd, env=variables, capture_output=True, text=True)
-        output = (done.stdout + done.stderr).replace(str(folder), "…")
-        said.add(time.perf_counter() - began, f"$ {command.replace(str(ROOT), '…/bitbook')}", output, counted=counted)
+        shown = command.replace(str(ROOT), "…/bitbook").replace(sys.executable, "python")
+        said.add(Times.now().since(began), f"$ {shown}", done.stdout.replace(str(folder), "…"), counted=counted)
         if done.returncode:
-            raise SystemExit(f"{command} ended with exit code {done.returncode}:\n{output}")
+            raise SystemExit(f"{command} ended with exit code {done.returncode}:\n{done.stdout}{done.stderr}")
 
     shell(f"git clone -q {ROOT} bitbook", folder)
     shell(f"{sys.executable} -m venv environment", folder)
@@ -119,9 +143,9 @@ def run(folder: Path, readme: str, *, install_torch: bool, study: bool) -> Trans
         for kind, text in blocks(readme):
             if kind == "console":
                 if text in SKIPPED or (text.startswith("bitbook study") and not study):
-                    said.say(f"[  skipped] $ {text}: {SKIPPED.get(text, 'left out with --no-study')}")
+                    said.say(f"{'[skipped]':31}$ {text}: {SKIPPED.get(text, 'left out with --no-study')}")
                 elif text.startswith(TORCH) and not install_torch:
-                    said.say(f"[  skipped] $ {text}: one that is installed already is used")
+                    said.say(f"{'[skipped]':31}$ {text}: one that is installed already is used")
                 else:
                     clone = text.startswith(("pip", "make"))
                     shell(text, folder / "bitbook" if clone else work, counted=not text.startswith(TORCH))
@@ -130,33 +154,33 @@ def run(folder: Path, readme: str, *, install_torch: bool, study: bool) -> Trans
                 ["python", "-c", DRIVER], cwd=work, env=variables, text=True, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )  # fmt: skip
-            output, seconds, ok = ask(session, text)
-            said.add(seconds, "\n".join(f">>> {line}" for line in text.splitlines()), output)
+            output, took, ok = ask(session, text)
+            said.add(took, "\n".join(f">>> {line}" for line in text.splitlines()), output)
             if not ok:
                 raise SystemExit(f"a Python block failed:\n{output}")
             if not compressed:
                 compressed = True
-                said.say(f"--- a model of one's own is compressed after {said.seconds:.0f} s beside torch's download")
+                said.say(f"--- a model of one's own is compressed after {said.total}, beside torch's download")
     finally:
         if session is not None and session.stdin is not None:
             session.stdin.close()
             session.wait()
-    said.say(f"--- all of the README after {said.seconds:.0f} s")
+    said.say(f"--- all of the README after {said.total}")
     return said
 
 
-def ask(session: subprocess.Popen[str], code: str) -> tuple[str, float, bool]:
-    """What a block prints in the session, its seconds, and whether it went well."""
+def ask(session: subprocess.Popen[str], code: str) -> tuple[str, Times, bool]:
+    """What a block prints in the session, its times, and whether it went well."""
     assert session.stdin is not None and session.stdout is not None
     session.stdin.write(json.dumps(code) + "\n")
     session.stdin.flush()
     output = ""
     for line in session.stdout:
         if line.startswith("\0"):
-            word, seconds = line[1:].split()
-            return output, float(seconds), word == "done"
+            word, *seconds = line[1:].split()
+            return output, Times(*map(float, seconds)), word == "done"
         output += line
-    return output, 0.0, False
+    return output, Times(0.0, 0.0), False
 
 
 def main() -> None:
