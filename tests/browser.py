@@ -33,9 +33,9 @@ _STARTS = 60.0  # seconds
 class Browser:
     """One window; every method is one command of the protocol."""
 
-    def __init__(self, url: str, size: tuple[int, int]) -> None:
+    def __init__(self, url: str, driver: int) -> None:
         self.url = url
-        self.size = size
+        self.driver = driver
 
     def command(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if method in ("GET", "DELETE") else json.dumps(body or {}).encode()
@@ -76,6 +76,11 @@ class Browser:
         """What the console complains about since it was asked last."""
         return [entry["message"] for entry in self.command("POST", "/se/log", {"type": "browser"})]
 
+    def processor(self) -> float:
+        """Seconds of the processor that all of the browser's processes have taken so far."""
+        processes = pytest.importorskip("psutil").Process(self.driver).children(recursive=True)
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
     def picture(self, path: Path, *, whole: bool = False) -> None:
         """Write a PNG of what is seen, or of the whole page."""
         parameters = {"captureBeyondViewport": whole}
@@ -110,12 +115,12 @@ def browser(folder: Path, *, width: int = 1280, height: int = 900, phone: bool =
             metrics = {"width": width, "height": height, "pixelRatio": 2, "touch": True, "mobile": True}
             options["mobileEmulation"] = {"deviceMetrics": metrics}
         wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        base = Browser(f"http://127.0.0.1:{port}", (width, height))
+        base = Browser(f"http://127.0.0.1:{port}", process.pid)
         try:
             started = base.command("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         except AssertionError as error:
             pytest.skip(f"chromium does not start: {str(error)[:200]}")
-        window = Browser(f"{base.url}/session/{started['sessionId']}", (width, height))
+        window = Browser(f"{base.url}/session/{started['sessionId']}", process.pid)
         try:
             yield window
         finally:

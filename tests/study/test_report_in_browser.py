@@ -19,7 +19,7 @@ from bitbook.study.sketch import sketch
 from bitbook.study.tables import points, repeat_command
 
 MODEL = "mlp-64-32-16-10"
-TOO_LONG = 2000  # milliseconds
+TOO_LONG = 2.0  # seconds
 
 
 def sketched(plan: Plan) -> list[dict[str, Any]]:
@@ -106,14 +106,16 @@ def test_a_whole_experiment_loads_within_two_seconds(desktop: Browser, tmp_path:
                 results.append(one)
     path = write_report(results, tmp_path / "report.html", command="bitbook study", versions={})
     assert len(points(results)) > 300 and path.stat().st_size > 5_000_000
-    taken = []
-    for _ in range(3):  # the quickest: other processes may hold the processor meanwhile
+    waited, used = [], []
+    for _ in range(2):  # either measure, as other processes may hold the processor meanwhile
+        before = desktop.processor()
         desktop.open(path)
         assert desktop.errors() == []
-        taken.append(float(desktop.run("return document.documentElement.dataset.ready")))
-        if taken[-1] < TOO_LONG:
+        waited.append(float(desktop.run("return document.documentElement.dataset.ready")) / 1000)
+        used.append(desktop.processor() - before)
+        if waited[-1] < TOO_LONG:
             return
-    raise AssertionError(f"the page took {taken} ms")
+    assert min(used) < TOO_LONG, f"ready after {waited} s, {used} s of the processor in all processes"
 
 
 def test_a_point_tells_recipe_bytes_accuracy_and_its_command(
