@@ -125,7 +125,7 @@ def run(folder: Path, readme: str, *, install_torch: bool, study: bool) -> Trans
     def shell(command: str, cwd: Path, *, counted: bool = True) -> None:
         began = Times.now()
         done = subprocess.run(command, shell=True, cwd=cwd, env=variables, capture_output=True, text=True)
-        shown = command.replace(str(ROOT), "…/bitbook").replace(sys.executable, "python")
+        shown = command.replace(sys.executable, "python").replace(str(ROOT), "…/bitbook")
         said.add(Times.now().since(began), f"$ {shown}", done.stdout.replace(str(folder), "…"), counted=counted)
         if done.returncode:
             raise SystemExit(f"{command} ended with exit code {done.returncode}:\n{done.stdout}{done.stderr}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from tests.browser import Browser, browser
 
-COLOURS = 64
+COLOURS = 128
 OPEN = "const p = points.find(p => p.groupIndex === data.main && p.recipe === arguments[0]); if (p) open(p);"
 
 

@@ -191,6 +191,16 @@ def test_the_table_sorts_and_filters(desktop: Browser, page: Path) -> None:
     assert {name.strip() for name in column(desktop, 0)} == {"rows, 1 bits", "scalar, 1 bits"}
 
 
+def test_without_coded_sizes_there_is_nothing_to_choose(desktop: Browser, tmp_path: Path) -> None:
+    results = [made("scalar", f"{i} bits", 1000 * i, 30 + i) for i in (1, 2, 3)]
+    desktop.open(write_report(results, tmp_path / "report.html", command="x", versions={}))
+    assert desktop.run("return find('size').offsetHeight") == 0 and desktop.errors() == []
+    heads = desktop.run("return [...find('table').tHead.rows[0].cells].map(cell => cell.innerText)")
+    assert "entropy-coded" not in heads and "test, %" in heads
+    desktop.click("#table tbody tr")
+    assert "whole file" in desktop.text("#detail") and "Weights before" not in desktop.text("#detail")
+
+
 def test_pictures_enlarge_and_single_curves_out(desktop: Browser, page: Path) -> None:
     desktop.open(page)
     before = desktop.run("return document.querySelector('svg.chart').clientWidth")

@@ -9,7 +9,9 @@ import torch
 
 from bitbook import Binary, Codebook, Plan, Pruned, Uniform, compress
 from bitbook.models import build_model
+from bitbook.study.grid import study_cells
 from bitbook.study.sketch import BINS, MOST_CODEWORDS, ROWS, sketch
+from bitbook.study.trial import run_trial
 
 
 @pytest.fixture
@@ -83,3 +85,14 @@ def test_constant_and_pruned_tensors(model):
     found = sketch(start(model), compress(model, Plan({"fc*.weight": Pruned(0.5, Uniform(4))})), (1, 8, 8))
     json.dumps(found, allow_nan=False)
     assert all(sum(one["before"]) == model.get_parameter(one["tensor"]).numel() for one in found)
+
+
+def test_a_trial_of_the_first_seed_reports_both(digits):
+    """Coded bytes and a sketch, of one seed only; what a cell says, and so its identity, is as before."""
+    cell = next(c for c in study_cells("digits", 2) if c["method"] == "scalar" and "tune" not in c["phases"][0])
+    cell = {**cell, "start": {"epochs": 1, "lr": 0.1, "batch": 256}}
+    first, second = (run_trial({**cell, "seed": seed}) for seed in (0, 1))
+    assert {"coded_bytes", "sketch"} <= first.keys() and not {"coded_bytes", "sketch"} & second.keys()
+    assert first["coded_bytes"] < first["bytes"]
+    assert [one["tensor"] for one in first["sketch"]] == ["fc1.weight", "fc2.weight", "fc3.weight"]
+    assert run_trial({**cell, "seed": 1, "coded": True})["coded_bytes"] < second["bytes"]

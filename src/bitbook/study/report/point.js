@@ -47,8 +47,8 @@ function weights(point) {
       strips.push(element("h3", `Codewords of ${tensor}, ${how}: ` +
                           (shown < total ? `the ${shown} most used of ${total}` : `all ${total}, the most used first`)),
                   element("div", picture(codewords.picture, "codewords of " + tensor), {class: "strip one"}));
-      if (each === "image") strips.at(-1).style.maxWidth = 12.5 * shown + "%";
-      if (each === "column") strips.at(-1).style.maxWidth = Math.max(80, 14 * shown) + "px";
+      const image = strips.at(-1).firstChild;
+      image.onload = () => { image.style.maxWidth = 14 * image.naturalWidth + "px"; };
     }
   }
   return [
@@ -101,7 +101,7 @@ function open(point) {
     element("dl", facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)])),
     element("h3", ["Repeat this trial ", copy]), element("pre", command, {id: "command"}),
     ...weights(point),
-    element("h3", "Where the bytes are, at fixed width, of seed " + point.seeds[0]), ledger(point));
+    element("h3", "Where the bytes of the file are, of seed " + point.seeds[0]), ledger(point));
   if (!find("detail").open) find("detail").showModal();
   find("detail").scrollTop = 0;
 }

@@ -15,7 +15,7 @@ const COLUMNS = [           // name, what is sorted, what is shown if not the sa
   ["model", p => p.model, undefined, "more"],
   ["data", p => p.group.dataset, undefined, "more"],
   ["seconds", p => p.seconds, p => p.seconds.toFixed(2), "more"],
-];
+].filter(([name]) => name !== "entropy-coded" || points.some(p => p.coded !== null));
 const numeric = COLUMNS.map(([, by]) => points.every(p => by(p) === null || typeof by(p) === "number"));
 const collator = new Intl.Collator("en", {numeric: true});
 
