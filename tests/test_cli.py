@@ -24,7 +24,7 @@ from bitbook.models import build_model
 
 MODEL = "mlp-64-16-10"
 FUSED = "Codebook(32, (1, 4), centroids=Uniform(5))"
-COMMANDS = ("study", "search", "compress", "decompress", "inspect", "evaluate", "rd", "explain")
+COMMANDS = ("study", "search", "compress", "decompress", "inspect", "diff", "evaluate", "rd", "explain")
 MODULE = """
 import torch
 from torch import nn

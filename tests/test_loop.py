@@ -148,3 +148,13 @@ def test_sequences_are_trained_on() -> None:
 def test_refusals(wrong: dict[str, object]) -> None:
     with pytest.raises(PlanError):
         Training(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("labels", [(50,), (50, 4)], ids=["images", "sequences"])
+def test_evaluation_says_how_far_it_is(labels: tuple[int, ...]) -> None:
+    x, y = data()
+    if len(labels) > 1:
+        x, y = x[:, None].expand(-1, 4, -1), y[:, None].expand(-1, 4)
+    done: list[int] = []
+    found = evaluate(model(), x, y, batch=16, after_batch=done.append)
+    assert sum(done) == len(x) and len(done) > 1 and found == evaluate(model(), x, y, batch=16)[:2] + (found.correct,)

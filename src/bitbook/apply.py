@@ -83,7 +83,7 @@ def quantize_(
     dense: dict[str, str] = {}
     for places in shared:
         name = places[0].name
-        recipe = _one_recipe({place.name: recipes[place.name] for place in places if plan.names(place.name)})
+        recipe = one_recipe({place.name: recipes[place.name] for place in places if plan.names(place.name)})
         if recipe is None:
             dense[name] = "by plan" if plan.names(name) else "no pattern names it"
             continue
@@ -225,6 +225,7 @@ def compress_by_plan(
     lam: float = 0.0,
     feedback: FeedbackOptions = FeedbackOptions(),
     after_tensor: Callable[[str, FeedbackReport | str], None] | None = None,
+    after_epoch: Callable[[int, float], None] | None = None,
     seed: int = 0,
 ) -> Artifact:
     """Compress a copy of `model` by `plan`; `save` writes the result, and `model` stays as it is.
@@ -242,6 +243,7 @@ def compress_by_plan(
         lam: with calibration, the price of a bit in squared error of a weight (see `encode_calibrated_`).
         feedback: how errors are fed back.
         after_tensor: called with each tensor's name and what error feedback did for it, or why it did not.
+        after_epoch: called with each epoch of training and its loss.
         seed: of k-means seeding and of the order of training examples.
 
     Raises `PlanError` where plan and model do not fit, or data are needed and missing.
@@ -264,7 +266,7 @@ def compress_by_plan(
     if needs_ranges and data is not None:
         calibrate(model, [data[0][:CALIBRATION_EXAMPLES]])
     if training is not None and data is not None:
-        run_epochs(model, *data, training, generator=generator)
+        run_epochs(model, *data, training, generator=generator, after_epoch=after_epoch)
     return freeze(model)
 
 
@@ -285,7 +287,7 @@ def _compress_calibrated(
     asked = plan.recipes([place.name for places in shared for place in places])
     recipes = {}
     for places in shared:
-        recipe = _one_recipe({place.name: asked[place.name] for place in places if plan.names(place.name)})
+        recipe = one_recipe({place.name: asked[place.name] for place in places if plan.names(place.name)})
         if recipe is not None:
             recipes[places[0].name] = recipe
     quantize_(model, Plan(inputs=plan.inputs))
@@ -344,7 +346,7 @@ def _contents(model: nn.Module) -> Iterator[tuple[Place, FakeQuantize | Tensor]]
                 yield Place(name, module, attribute), cast(FakeQuantize | Tensor, tensor)
 
 
-def _one_recipe(asked: Mapping[str, Quantizer | None]) -> Quantizer | None:
+def one_recipe(asked: Mapping[str, Quantizer | None]) -> Quantizer | None:
     """What the plan says of the names of one tensor."""
     if len(set(asked.values())) > 1:
         listed = ", ".join(f"{name}: {recipe!r}" for name, recipe in asked.items())

@@ -139,8 +139,15 @@ class _Descent:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, x: Inputs, y: Labels, *, batch: int = 64) -> Evaluation:
-    """Accuracy and loss on a labelled set.
+def evaluate(
+    model: nn.Module,
+    x: Inputs,
+    y: Labels,
+    *,
+    batch: int = 64,
+    after_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Accuracy and loss on a labelled set; `after_batch(examples)` is called after each batch.
 
     The batch size matters where inputs are quantized with a range per batch; 64 is the source material's.
 
@@ -149,18 +156,24 @@ def evaluate(model: nn.Module, x: Inputs, y: Labels, *, batch: int = 64) -> Eval
     """
     model.eval()
     if y.dim() > 1:
-        return _evaluate_sequences(model, x, y, batch)
+        return _evaluate_sequences(model, x, y, batch, after_batch)
     losses, correct = [], []
     for inputs, labels in zip(x.split(batch), y.split(batch), strict=True):
         logits = model(inputs)
         losses.append(F.cross_entropy(logits, labels))
         correct.append(logits.argmax(1) == labels)
+        if after_batch is not None:
+            after_batch(len(labels))
     hits = torch.cat(correct)
     return Evaluation(100 * hits.double().mean().item(), torch.stack(losses).double().mean().item(), hits)
 
 
 def _evaluate_sequences(
-    model: nn.Module, x: Int[Tensor, "examples length"], y: Int[Tensor, "examples length"], batch: int
+    model: nn.Module,
+    x: Int[Tensor, "examples length"],
+    y: Int[Tensor, "examples length"],
+    batch: int,
+    after_batch: Callable[[int], None] | None,
 ) -> Evaluation:
     labelled = y != IGNORED
     lengths = (labelled * torch.arange(1, y.shape[1] + 1, device=y.device)).amax(1)  # up to the last label
@@ -173,5 +186,7 @@ def _evaluate_sequences(
         logits = model(x[rows, :longest])
         total += cross_entropy(logits, labels, "sum")
         hits[rows, :longest] = logits.argmax(-1) == labels
+        if after_batch is not None:
+            after_batch(len(rows))
     correct = hits[labelled]
     return Evaluation(100 * correct.double().mean().item(), (total / len(correct)).item(), correct)

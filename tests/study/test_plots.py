@@ -32,7 +32,7 @@ def many():
 
 def test_every_method_has_its_panel(many):
     found = panelled([*many, *of_recipes(list(digits_recipes()))])
-    assert set(found) == set(PANELS) - {"source"}
+    assert set(found) == set(PANELS) - {"source", "search"}
     assert found["scalar"][0] == "scalar" and "vectors of 4" in found["vectors"]
     assert found["fused vectors"] == [f"vectors of {n}, 5-bit centroids" for n in (2, 4, 8)]
     assert "pruned, 4 bits" in found["controls"] and "narrower float16" in found["controls"]

@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 import pytest
 from tests.study.test_tables import TUNE, made, made_curve
 
-from bitbook.errors import MissingDependency, StudyError
+from bitbook.errors import StudyError
 from bitbook.study.report import all_savings, headlines, installed_versions, main_group, write_all, write_report
+from bitbook.study.report.page import SCRIPTS, SHAPES
+from bitbook.study.report.page import read as read_source
 from bitbook.study.tables import points, repeat_command
 
 VERSIONS = {"bitbook": "0.1.0"}
@@ -69,7 +71,7 @@ def test_the_page_is_one_file_that_needs_no_other(tmp_path):
     text, page, data = read(path)
     assert not [a for _, a in page.elements if {"src", "href"} & a.keys()]
     assert "default-src 'none'" in page.elements[[t for t, _ in page.elements].index("meta") + 2][1]["content"]
-    assert [t for t, _ in page.elements].count("script") == 3
+    assert [t for t, _ in page.elements].count("script") == 3 and len(text) < 100_000
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.elements
     assert "@media print" in text and len(json.dumps(data)) < 40_000
     assert (
@@ -95,7 +97,7 @@ def test_the_page_holds_every_point_and_its_ledger(tmp_path):
         first = point.example["result"]["ledger"]["rows"][1]
         assert [data["words"][i] for i in rows[1][:3]] == [first["tensor"], first["part"], first["recipe"]]
         assert data["command"] + shown["cell"] == repeat_command(point.example["cell"])
-        assert shown["front"] == point.front
+        assert shown["front"] == [point.front, False] and shown["id"] == point.cells[0]
     assert data["groups"][data["main"]]["start"] == "5 epochs"
 
 
@@ -114,21 +116,37 @@ def test_hostile_names_stay_text(tmp_path):
 
 def test_the_script_writes_text_only():
     """Whatever a name holds, nothing in the script makes markup of it."""
-    from bitbook.study import report
+    script = "".join(map(read_source, SCRIPTS))
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|https?:(?!//www.w3.org/2000)", script
+    )
+    ids = set(re.findall(r'find\("(\w+)"\)', script))
+    assert ids <= set(re.findall(r'id="(\w+)"', read_source("page.html")))
+    shapes = re.search(r"const SHAPES = \[.*?\];", script, re.DOTALL)
+    assert shapes and len(re.findall('"M', shapes[0])) == SHAPES
 
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", report._SCRIPT)
-    ids = set(re.findall(r'find\("(\w+)"\)', report._SCRIPT))
-    assert ids <= set(re.findall(r'id="(\w+)"', report._CONTROLS)) | {"detail"}
+
+def test_both_fronts_and_equal_pictures_once(tmp_path):
+    """The front by coded bytes is its own, and leaves out what has none; a picture that stands twice is kept once."""
+    results = [
+        made("a", "1", 1000, 40), made("a", "2", 1200, 41), made("a", "3", 1500, 42), made("a", "4", 1600, 48),
+    ]  # fmt: skip
+    for result, coded in zip(results, (900, 700, 1400, None), strict=True):
+        drawn = {"tensor": "fc1.weight", "rows": {"before": "one", "after": result["cell"]["recipe"]}}
+        result["result"] |= {"sketch": [drawn]} | ({} if coded is None else {"coded_bytes": coded})
+    _, page, data = read(write_report(results, tmp_path / "report.html", command="x", versions=VERSIONS))
+    assert [p["front"] for p in data["points"]] == [[True, False], [True, True], [True, True], [True, False]]
+    assert [p["coded"] for p in data["points"]] == [900, 700, 1400, None]
+    sketches = json.loads(page.text_of(id="sketches"))
+    assert sorted(sketches["pictures"]) == ["1", "2", "3", "4", "one"]
+    assert all(sketches["pictures"][of[0]["rows"]["before"]] == "one" for of in sketches["points"])
 
 
-def test_nothing_to_report_and_no_plotly(tmp_path, monkeypatch):
+def test_nothing_to_report(tmp_path):
     with pytest.raises(StudyError, match="no results"):
         write_report([], tmp_path / "report.html", command="x", versions=VERSIONS)
     with pytest.raises(StudyError, match="no results"):
         write_all([], tmp_path, command="x")
-    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'bitbook\[study\]'"):
-        write_report(study(), tmp_path / "report.html", command="x", versions=VERSIONS)
 
 
 # --- the sentences

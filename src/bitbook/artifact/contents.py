@@ -241,11 +241,16 @@ def is_coded(tensor: Quantized | Tensor) -> bool:
     return isinstance(tensor, Quantized) and not isinstance(tensor.recipe, Float)
 
 
+def float_type(recipe: Float) -> str:
+    """The type under which a tensor stored by a float recipe is an entry."""
+    return _NAMES[recipe.torch_dtype]
+
+
 def dense_type(name: str, tensor: Quantized | Tensor) -> str:
     """The type under which a tensor that is not coded is stored; raises `PlanError` where there is none."""
     if isinstance(tensor, Quantized):
         assert isinstance(tensor.recipe, Float)
-        return _NAMES[tensor.recipe.torch_dtype]
+        return float_type(tensor.recipe)
     if tensor.dtype not in _NAMES or tensor.layout is not torch.strided:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _NAMES)
         raise PlanError(f"{name}: {tensor.dtype}, {tensor.layout} cannot be stored; use strided {known}")

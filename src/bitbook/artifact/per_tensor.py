@@ -97,14 +97,7 @@ def write(
     content: Callable[[str], Iterable[bytes | memoryview]],
 ) -> None:
     """Write all entries into an empty file, each in pieces as `content` gives them; the checksum is filled in last."""
-    index: dict[str, Any] = {}
-    start = 0
-    coded = [name for name, entry in entries.items() if entry.coded]
-    for name in _file_order({name: entry.dtype for name, entry in entries.items()}, coded):
-        dtype, shape, _ = entry = entries[name]
-        index[name] = {"data_offsets": [start, start + entry.size], "dtype": dtype, "shape": list(shape)}
-        start += entry.size
-    metadata = {"bitbook": str(FORMAT), "crc32": _NO_CRC, "plan": canonical(plan).decode()}
+    index, metadata = _front(entries, plan)
     header = _header_bytes(index, metadata)
     file.write(header)
     crc = zlib.crc32(header)
@@ -117,6 +110,23 @@ def write(
         assert size == entries[name].size, f"{name}: {size} bytes instead of {entries[name].size}"
     file.seek(0)
     file.write(_header_bytes(index, {**metadata, "crc32": f"{crc:08x}"}))
+
+
+def header_size(entries: Mapping[str, Entry], plan: Mapping[str, Any]) -> int:
+    """The bytes before the data of a file with these entries."""
+    return len(_header_bytes(*_front(entries, plan)))
+
+
+def _front(entries: Mapping[str, Entry], plan: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The index, in the order of the file, and the metadata, without a checksum yet."""
+    index: dict[str, Any] = {}
+    start = 0
+    coded = [name for name, entry in entries.items() if entry.coded]
+    for name in _file_order({name: entry.dtype for name, entry in entries.items()}, coded):
+        dtype, shape, _ = entry = entries[name]
+        index[name] = {"data_offsets": [start, start + entry.size], "dtype": dtype, "shape": list(shape)}
+        start += entry.size
+    return index, {"bitbook": str(FORMAT), "crc32": _NO_CRC, "plan": canonical(plan).decode()}
 
 
 def parse(text: bytes, payload: Span, room: Room) -> File:

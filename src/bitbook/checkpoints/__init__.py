@@ -5,6 +5,7 @@ file ─► jobs, one per tensor ─► their places in a plain safetensors file
 """
 
 from bitbook.checkpoints.compress import compress_checkpoint as compress_checkpoint
+from bitbook.checkpoints.compress import plan_checkpoint as plan_checkpoint
 from bitbook.checkpoints.decompress import decompress_checkpoint as decompress_checkpoint
 from bitbook.checkpoints.engines import Engine as Engine
 from bitbook.checkpoints.engines import Here as Here

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitbook.artifact import per_tensor
-from bitbook.artifact.contents import CODERS, DTYPES, plan_of
+from bitbook.artifact.contents import CODERS, DTYPES, float_type, plan_of
+from bitbook.artifact.ledger import HEADER
 from bitbook.artifact.per_tensor import Entry
 from bitbook.artifact.read import read_ledger
 from bitbook.artifact.write import LARGE, whole
@@ -29,10 +30,12 @@ from bitbook.checkpoints.engines import FREE, Engine, Here, Processes, cores
 from bitbook.checkpoints.parts import Job, Part
 from bitbook.checkpoints.rate import check_bits
 from bitbook.checkpoints.source import Checkpoint, Shard, Stored, open_checkpoint
+from bitbook.coding.fixed import packed_size
 from bitbook.errors import CheckpointError, CorruptArtifact, PlanError
 from bitbook.plan import Plan
-from bitbook.quantizer import Quantizer
+from bitbook.quantizer import Quantized, Quantizer, stream_specs
 from bitbook.scalar.ecsq import ECSQ
+from bitbook.scalar.leaves import Float
 
 _DONE = "published"  # a file that says that nothing but the work folder is left to remove
 
@@ -164,8 +167,70 @@ def compress_checkpoint(
         rows = _report(checkpoint, chosen, ready, ledgers, output)
         total = sum(p.stat().st_size for p in output.iterdir()) if output.is_dir() else output.stat().st_size
         parts.remove_folder(folder)
-    size = sum(shard.path.stat().st_size for shard in checkpoint.shards)
-    return Compressed(output, total, rows, size, checkpoint.beside, reused)
+    return Compressed(output, total, rows, _source_size(checkpoint), checkpoint.beside, reused)
+
+
+def plan_checkpoint(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    bits: float | None = None,
+    plan: Plan | Quantizer | None = None,
+    layers: Sequence[str] = (),
+) -> Compressed:
+    """What `compress_checkpoint` would write at fixed width, by the coder "Fixed", from the shards' headers alone.
+
+    Sizes are exact, but for codebooks: where fewer different blocks than codewords are found, the file has fewer.
+    With `bits`, whose codes have no fixed width, they are what is aimed at. Nothing is written.
+    Raises `PlanError` where the plan does not fit, or codes have no bound.
+    """
+    from bitbook.sizes import blank
+
+    checkpoint = open_checkpoint(source)
+    chosen = _choose(checkpoint, bits, plan, layers)
+    output = Path(output).absolute()
+    rows, sizes = [], {}
+    for shard in checkpoint.shards:
+        file = shard.path.name if checkpoint.index is not None else output.name
+        entries: dict[str, Entry] = {}
+        coded: dict[str, tuple[tuple[int, ...], Quantizer]] = {}
+        for name, stored in shard.tensors.items():
+            recipe = chosen[name]
+            entries[name] = Entry(stored.dtype, stored.shape, False)
+            why = None if isinstance(recipe, Quantizer) else recipe
+            kind = _dtype_text(stored.dtype)
+            if isinstance(recipe, Quantizer):
+                try:
+                    size, recipe = _planned(recipe, stored, bits, blank)
+                except PlanError as error:
+                    raise PlanError(f"{name}: {error}") from None
+                kind = repr(recipe)
+                if isinstance(recipe, Float):
+                    entries[name] = Entry(float_type(recipe), stored.shape, False)
+                else:
+                    entries[name], coded[name] = Entry.of_codes(size), (stored.shape, recipe)
+            rows.append(Row(file, name, kind, why, stored.shape, entries[name].size, stored.numel, None))
+        text = plan_of(coded, {}, {}, {}, CODERS["Fixed"], per_tensor.DEFAULT_CODER)
+        front = per_tensor.header_size(entries, text)
+        rows.append(Row(file, HEADER, "", None, (), front, 0, None))
+        sizes[shard.path.name] = front + sum(entry.size for entry in entries.values())
+    total = sum(sizes.values()) + (len(_index(checkpoint, sum(sizes.values()))) if checkpoint.index is not None else 0)
+    return Compressed(output, total, rows, _source_size(checkpoint), checkpoint.beside, 0)
+
+
+def _planned(
+    recipe: Quantizer, stored: Stored, bits: float | None, blank: Callable[[Quantizer, tuple[int, ...]], Quantized]
+) -> tuple[int, Quantizer]:
+    """The bytes of a tensor's codes at fixed width, or as many as `bits` asks for, and its recipe, made absolute."""
+    if bits is not None:
+        return math.ceil(bits * stored.numel / 8), recipe
+    stand_in = blank(recipe, stored.shape)
+    specs = stream_specs(stand_in.recipe, stored.shape)
+    return sum(packed_size(spec.alphabet or 1, math.prod(spec.grid)) for spec in specs), stand_in.recipe
+
+
+def _source_size(checkpoint: Checkpoint) -> int:
+    return sum(shard.path.stat().st_size for shard in checkpoint.shards)
 
 
 def check_place(source: Path, output: Path, *, is_folder: bool, finished: bool = False) -> None:
@@ -283,7 +348,7 @@ def _assemble(
         ledgers[shard.path.name] = _sizes(before / shard.path.name)  # reads it as a reader would, checksum included
     if checkpoint.index is not None:
         with whole(before / checkpoint.index) as file:
-            file.write(_index(checkpoint, before))
+            file.write(_index(checkpoint, sum((before / s.path.name).stat().st_size for s in checkpoint.shards)))
     if manifest["source"] != [shard.identity() for shard in checkpoint.shards]:
         raise CheckpointError(f"{checkpoint.path} changed while it was read; remove {folder} and begin anew")
     if checkpoint.index is None:
@@ -326,11 +391,10 @@ def write_file(path: Path, shard: Shard, ready: Mapping[str, Part], coder: str) 
         per_tensor.write(file, entries, plan, content)
 
 
-def _index(checkpoint: Checkpoint, folder: Path) -> bytes:
-    """The index of the compressed shards; it also keeps each tensor's type, which the files of format 1 do not."""
+def _index(checkpoint: Checkpoint, size: int) -> bytes:
+    """The index of compressed shards of `size` bytes in all; it keeps each tensor's type, which format 1 does not."""
     types = [stored.dtype for stored in checkpoint.tensors]
     common = max(sorted(set(types)), key=types.count, default="F32")
-    size = sum((folder / shard.path.name).stat().st_size for shard in checkpoint.shards)
     others = {stored.name: stored.dtype for stored in checkpoint.tensors if stored.dtype != common}
     metadata: dict[str, Any] = {"total_size": size, "dtype": common} | ({"dtypes": others} if others else {})
     places = {name: shard.path.name for shard in checkpoint.shards for name in shard.tensors}

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from bitbook.cli.codes import EXPLAINED, INTERRUPTED, MISTAKE
 from bitbook.cli.compress import compress
+from bitbook.cli.diff import diff
 from bitbook.cli.explain import explain
 from bitbook.cli.files import decompress, evaluate, inspect
 from bitbook.cli.rd import rd
@@ -16,16 +18,12 @@ from bitbook.cli.search import search
 from bitbook.cli.study import study
 from bitbook.errors import BitbookError
 
-MISTAKE, INTERRUPTED = 2, 130
-"""Exit codes: the command cannot be done as given; stopped by Ctrl-C (128 + SIGINT)."""
-
 app = typer.Typer(
     help="Make trained networks small: scalar and vector quantization, compared by the bytes of the file.",
-    epilog="'bitbook COMMAND --help' shows an example of each.",
-    add_completion=False,
+    epilog=f"'bitbook COMMAND --help' shows an example of each. {EXPLAINED}",
     pretty_exceptions_enable=False,
 )
-for command in (study, search, compress, decompress, inspect, evaluate, rd, explain):
+for command in (study, search, compress, decompress, inspect, diff, evaluate, rd, explain):
     app.command()(command)
 
 
@@ -47,7 +45,7 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; a mistake of the user's is one line on stderr."""
+    """Run the command line and return its exit code (`codes`); a mistake of the user's is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(given or ["--help"], prog_name="bitbook", standalone_mode=False) or 0

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitbook.cli.progress import progress
 from bitbook.errors import DataError, ModelMismatch, PlanError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bitbook.data import Dataset, Split
+    from bitbook.loop import Evaluation
 
 InputFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file that bitbook wrote.")]
 OutputPath = Annotated[Path, typer.Option("--output", "-o", help="The file to write; of shards, the folder.")]
@@ -25,7 +27,41 @@ MODEL_HELP = (
     "(resnet-20-cifar10, resnet-44-cifar10, resnet-8-cifar10, stories260k), or package.module:callable of yours, which "
     "is called without arguments and returns an nn.Module."
 )
-Model = Annotated[str, typer.Option(help=MODEL_HELP)]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Names of models that begin so, for the shell."""
+    from bitbook.models import MODELS, PRETRAINED_MODELS
+
+    return _beginning(incomplete, (*MODELS, *PRETRAINED_MODELS))
+
+
+def complete_data(incomplete: str) -> list[str]:
+    """Names of data sets that begin so, for the shell."""
+    from bitbook.data import DATASETS
+
+    return _beginning(incomplete, DATASETS)
+
+
+def complete_study(incomplete: str) -> list[str]:
+    """Names of studies that begin so, for the shell."""
+    from bitbook.study.catalogue import STUDIES
+
+    return _beginning(incomplete, STUDIES)
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Names of quantizers that begin so, for the shell."""
+    from bitbook.plan import KINDS
+
+    return _beginning(incomplete, [f"{name}(" for name in KINDS])
+
+
+def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+Model = Annotated[str, typer.Option(help=MODEL_HELP, autocompletion=complete_model)]
 DATA_HELP = (
     "digits, mnist, cifar10, stories, or package.module:callable of yours, which is called without arguments and "
     "returns a bitbook.data.Dataset. The model gets its examples as they are: rows of numbers."
@@ -125,6 +161,27 @@ def held_out(dataset: Dataset, holdout: int | None) -> Split:
     from bitbook.data import split
 
     return split(dataset, len(dataset.train_x) // 10 if holdout is None else holdout)
+
+
+def compared(
+    models: Mapping[str, nn.Module], parts: Mapping[str, tuple[Tensor, Tensor]], *, batch: int = 64, shown: bool
+) -> dict[str, dict[str, Evaluation]]:
+    """How each model does on each part of the data, by the part's name and the model's, with a bar meanwhile."""
+    from bitbook.loop import evaluate
+
+    total = len(models) * sum(len(x) for x, _ in parts.values())
+    with progress("examples", shown=shown) as update:
+        done = 0
+
+        def after_batch(examples: int) -> None:
+            nonlocal done
+            done += examples
+            update("evaluating", done, total)
+
+        return {
+            part: {name: evaluate(model, x, y, batch=batch, after_batch=after_batch) for name, model in models.items()}
+            for part, (x, y) in parts.items()
+        }
 
 
 def refuse(why: str, **options: object) -> None:

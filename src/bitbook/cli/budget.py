@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import copy
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from bitbook.cli.arguments import check_output, held_out, load_data
+from bitbook.cli.arguments import check_output, compared, held_out, load_data
+from bitbook.cli.codes import MISSED
+from bitbook.cli.progress import interruptible, progress
 from bitbook.cli.show import bits_text, print_json, print_table, sizes, total_line
 from bitbook.errors import PlanError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bitbook.budget.fit import Progress
     from bitbook.budget.report import Report
 
 
@@ -43,7 +41,6 @@ def compress_to(
     from bitbook.artifact import save
     from bitbook.budget.compress import fit_budget
     from bitbook.budget.fit import FitSettings
-    from bitbook.loop import evaluate
     from bitbook.rate.finetuning import FineTuning
 
     check_output(output, weights)
@@ -52,7 +49,8 @@ def compress_to(
     dataset = load_data(data, model)
     parts = held_out(dataset, holdout)
     settings = FitSettings(seconds=None if time_limit is None else seconds_of(time_limit))
-    with _progress(quiet=as_json) as progress:
+    nothing = f"{output} was not written; the same command begins anew"
+    with interruptible(nothing), progress("steps", shown=not as_json) as update:
         artifact, report = fit_budget(
             model,
             (parts.train_x, parts.train_y),
@@ -61,7 +59,7 @@ def compress_to(
             max_drop=max_drop,
             finetune=None if finetune is None else FineTuning(finetune),
             settings=settings,
-            progress=progress,
+            progress=update,
             seed=seed,
         )
     ledger = save(artifact, output)
@@ -70,8 +68,7 @@ def compress_to(
     if len(parts.val_x):
         measured["validation"] = (parts.val_x, parts.val_y)
     accuracies, losses = {}, {}
-    for split, (x, y) in measured.items():
-        both = {when: evaluate(net, x, y) for when, net in (("before", model), ("after", loaded))}
+    for split, both in compared({"before": model, "after": loaded}, measured, shown=not as_json).items():
         accuracies[split] = {when: found.accuracy for when, found in both.items()}
         losses[split] = {when: found.loss for when, found in both.items()}
     if as_json:
@@ -88,6 +85,7 @@ def compress_to(
         typer.echo(total_line(output, ledger))
     if not report.reached:
         typer.echo(f"no file of {report.budget:,} bytes could be made; {report.size:,} is the smallest found", err=True)
+        raise typer.Exit(MISSED)
 
 
 def bytes_of(text: str) -> int:
@@ -104,21 +102,6 @@ def seconds_of(text: str) -> float:
     if found is None or not float(found[1]):
         raise PlanError(f"{text!r} is no time; write seconds, minutes or hours: 90s, 10m, 1.5h")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Progress]:
-    """A bar for what is being done, where somebody looks at it."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda what, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=1)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 def _show(report: Report) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from bitbook.cli.show import bits_text, print_json, print_table, shape_text
+from bitbook.cli.progress import interruptible, progress
+from bitbook.cli.show import bits_text, dry_run_kind, dry_run_text, print_json, print_table, shape_text
 from bitbook.errors import PlanError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Hooks(NamedTuple):
     """What is called at the start and after each tensor."""
 
-    start: Callable[[int, int], None] | None = None
-    after_tensor: Callable[[str, int], None] | None = None
+    start: Callable[[int, int], None]
+    after_tensor: Callable[[str, int], None]
 
 
 def compress_files(
@@ -36,12 +36,14 @@ def compress_files(
     layers: Sequence[str] | None,
     workers: int | None,
     scheduler: str | None,
+    coder: str | None,
     *,
     seed: int,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Compress a checkpoint, and say what became of each tensor."""
-    from bitbook.checkpoints import compress_checkpoint
+    from bitbook.checkpoints import compress_checkpoint, plan_checkpoint
     from bitbook.plan import Plan, parse_recipe
 
     if sum(option is not None for option in (bits, recipe, plan)) != 1:
@@ -52,13 +54,19 @@ def compress_files(
             chosen = Plan.from_json(json.loads(plan.read_text()))
         except ValueError as error:  # a PlanError too
             raise PlanError(f"{plan}: {error}") from error
-    with _progress("compressing", shown=not as_json) as hooks:
+    if dry_run:
+        planned = plan_checkpoint(checkpoint, output, bits=bits, plan=chosen, layers=layers or ())
+        _show_planned(planned, bits, coder, as_json=as_json)
+        return
+    kept = f"finished tensors are kept in {output}.parts; the same command goes on from there"
+    with interruptible(kept), _progress("compressing", shown=not as_json) as hooks:
         done = compress_checkpoint(
             checkpoint,
             output,
             bits=bits,
             plan=chosen,
             layers=layers or (),
+            coder=coder and coder.capitalize(),
             engine=_engine(workers, scheduler),
             seed=seed,
             start=hooks.start,
@@ -70,11 +78,12 @@ def compress_files(
         _show(done)
 
 
-def decompress_files(source: Path, output: Path, dtype: str | None, workers: int | None) -> None:
+def decompress_files(source: Path, output: Path, dtype: str | None, workers: int | None, *, as_json: bool) -> None:
     """Decompress a file or a folder of shards, and say what was written."""
     from bitbook.checkpoints import decompress_checkpoint
 
-    with _progress("decompressing", shown=True) as hooks:
+    nothing = f"{output} was not written; the same command begins anew"
+    with interruptible(nothing), _progress("decompressing", shown=not as_json) as hooks:
         done = decompress_checkpoint(
             source,
             output,
@@ -83,7 +92,11 @@ def decompress_files(source: Path, output: Path, dtype: str | None, workers: int
             start=hooks.start,
             after_tensor=hooks.after_tensor,
         )
-    typer.echo(f"{output}: {done.tensors} tensors, {done.bytes:,} bytes (was {done.source_bytes:,})")
+    if as_json:
+        found = {"file": str(output), "tensors": done.tensors, "bytes": done.bytes, "source_bytes": done.source_bytes}
+        print_json({**found, "quantized_inputs": list(done.inputs)})
+    else:
+        typer.echo(f"{output}: {done.tensors} tensors, {done.bytes:,} bytes (was {done.source_bytes:,})")
     if done.inputs:
         typer.echo(
             f"note: the file also quantizes the inputs of {', '.join(done.inputs)}, plain weights cannot", err=True
@@ -104,21 +117,22 @@ def _engine(workers: int | None, scheduler: str | None) -> Engine | None:
 
 @contextmanager
 def _progress(what: str, *, shown: bool) -> Iterator[Hooks]:
-    """Hooks that move a bar on a terminal, with bytes and their rate; nowhere else."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    if not shown or not sys.stderr.isatty():
-        yield Hooks()
-        return
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
+    """Hooks that move a bar, with bytes and their rate."""
+    with progress("bytes", shown=shown) as update:
+        done = total = 0
+        name = what
 
         def start(tensors: int, size: int) -> None:
-            bar.reset(task, total=size, description=f"{what} {tensors} tensors")
+            nonlocal total, name
+            total, name = size, f"{what} {tensors} tensors"
+            update(name, 0, total)
 
-        yield Hooks(start, lambda name, size: bar.advance(task, size))
+        def after_tensor(_: str, size: int) -> None:
+            nonlocal done
+            done += size
+            update(name, done, total)
+
+        yield Hooks(start, after_tensor)
 
 
 def _to_json(done: Compressed) -> dict[str, Any]:
@@ -135,7 +149,7 @@ def _to_json(done: Compressed) -> dict[str, Any]:
     }
 
 
-def _show(done: Compressed) -> None:
+def _show_rows(done: Compressed) -> None:
     columns = {"tensor": "left", "stored as": "left", "shape": "right", "bytes": "right", "bits per weight": "right"}
     print_table(
         {**columns, "SNR dB": "right"},
@@ -151,6 +165,10 @@ def _show(done: Compressed) -> None:
             for row in done.rows
         ),
     )
+
+
+def _show(done: Compressed) -> None:
+    _show_rows(done)
     if done.reused:
         typer.echo(f"{done.reused} tensors were finished before")
     if done.beside:
@@ -159,6 +177,18 @@ def _show(done: Compressed) -> None:
         f"{done.output}: {done.bytes:,} bytes, {done.bits:.4g} bits per quantized weight, "
         f"{done.source_bytes / done.bytes:.3g} times smaller than the source of {done.source_bytes:,} bytes"
     )
+
+
+def _show_planned(planned: Compressed, bits: float | None, coder: str | None, *, as_json: bool) -> None:
+    """What a dry run found, and what its sizes are: exact, aimed at, or a bound."""
+    sizes = dry_run_kind(bits, coder)
+    # Other coders may need a mark for each tensor, and a digit more in two places of the header.
+    total = planned.bytes + (3 * len(planned.rows) if sizes == "at most" else 0)
+    if as_json:
+        print_json({**_to_json(planned), "bytes": total, "dry_run": True, "sizes": sizes, "fixed_width": planned.bytes})
+        return
+    _show_rows(planned)
+    typer.echo(f"{planned.output}: {dry_run_text(total, sizes)}; of {planned.source_bytes:,} in the source")
 
 
 def _snr(row: Row) -> float | None:

@@ -21,14 +21,21 @@ from bitbook.cli.arguments import (
     OutputPath,
     build,
     check_output,
+    compared,
+    complete_data,
+    complete_model,
+    complete_recipe,
     held_out,
     load_data,
     refuse,
 )
 from bitbook.cli.budget import bytes_of
+from bitbook.cli.progress import interruptible, progress
 from bitbook.cli.show import (
     Summary,
     bits_text,
+    dry_run_kind,
+    dry_run_text,
     print_json,
     print_table,
     shape_text,
@@ -61,7 +68,7 @@ def compress(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP, autocompletion=complete_model)] = None,
     bits: Annotated[
         float | None,
         typer.Option(
@@ -103,7 +110,10 @@ def compress(
         typer.Option(exists=True, dir_okay=False, help="A plan as JSON, as Plan.to_json gives it."),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Instead of a plan: one recipe as in Python, such as 'Uniform(4)'.")
+        str | None,
+        typer.Option(
+            help="Instead of a plan: one recipe as in Python, such as 'Uniform(4)'.", autocompletion=complete_recipe
+        ),
     ] = None,
     layers: Annotated[
         list[str] | None,
@@ -116,7 +126,10 @@ def compress(
         str | None,
         typer.Option(help="With --recipe: a recipe for the inputs of the same layers, such as 'Uniform(8)'."),
     ] = None,
-    data: Annotated[str | None, typer.Option(help=f"To measure accuracy, and to train on: {DATA_HELP}")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help=f"To measure accuracy, and to train on: {DATA_HELP}", autocompletion=complete_data),
+    ] = None,
     calibrate: Annotated[
         int | None,
         typer.Option(
@@ -171,6 +184,21 @@ def compress(
     ] = "constant",
     holdout: Holdout = None,
     seed: Annotated[int, typer.Option(help="Of k-means and of the order of training examples.")] = 0,
+    coder: Annotated[
+        Literal["smallest", "rans", "context", "fixed"] | None,
+        typer.Option(
+            help="What writes the codes: 'fixed' width is what shapes alone say.",
+            show_default="smallest; of large checkpoints rans",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Write nothing, need neither weights nor data, and say what a --recipe or --plan will take: exactly "
+            "with --coder fixed, otherwise at most.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     r"""Compress a trained model into a file, and say what it costs in bytes, weight error and accuracy.
@@ -189,6 +217,7 @@ def compress(
       bitbook compress --model mlp-784-128-64-10 --weights net.safetensors \
         --budget 4KB --epochs 30 --data mnist -o small.safetensors
       bitbook compress model.safetensors --bits 3 -o small.safetensors
+      bitbook compress model.safetensors --recipe 'Uniform(4, (1, 64))' --dry-run -o small.safetensors
     """
     if checkpoint is not None:
         from bitbook.cli.checkpoint import compress_files
@@ -198,15 +227,21 @@ def compress(
         refuse(why, epochs=epochs, lr=lr, batch=batch, holdout=holdout, distill=distill or None)
         refuse(why, max_drop=max_drop, time=time_limit, finetune=finetune)
         return compress_files(
-            checkpoint, output, bits, recipe, plan, layers, workers, scheduler, seed=seed, as_json=as_json
-        )
+            checkpoint, output, bits, recipe, plan, layers, workers, scheduler, coder, seed=seed, dry_run=dry_run,
+            as_json=as_json,
+        )  # fmt: skip
     if model is None or workers is not None or scheduler is not None:
         raise PlanError("pass --model, or a checkpoint, which alone takes --workers and --scheduler")
+    if dry_run:
+        why = "a dry run needs a --recipe or a --plan alone; a budget is the size of its own file"
+        refuse(why, budget=budget, bits=bits, max_drop=max_drop, lam=lam)
+        network = build(model)
+        return _show_dry_run(network, _plan(network, plan, recipe, layers, inputs), output, coder, as_json=as_json)
     if bits is not None or max_drop is not None or (budget is not None and not epochs):
         from bitbook.cli.budget import compress_to
 
         why = "without --epochs, what becomes of each tensor follows from the budget; leave that out"
-        refuse(why, lam=lam, calibrate=calibrate, recipe=recipe, plan=plan, layers=layers, inputs=inputs)
+        refuse(why, coder=coder, lam=lam, calibrate=calibrate, recipe=recipe, plan=plan, layers=layers, inputs=inputs)
         refuse(why, epochs=epochs or None, lr=lr, batch=batch, momentum=momentum or None, distill=distill or None)
         return compress_to(
             _trained(model, weights), output, budget=budget, bits=bits, max_drop=max_drop, time_limit=time_limit,
@@ -217,6 +252,7 @@ def compress(
     from bitbook.apply import compress_by_plan as compress_model
     from bitbook.apply import load
     from bitbook.artifact import save
+    from bitbook.artifact.contents import CODERS
     from bitbook.loop import Training
     from bitbook.rate.training import RateTraining, train
 
@@ -242,37 +278,57 @@ def compress(
     dataset = None if data is None else load_data(data, network)
     parts = None if dataset is None else held_out(dataset, holdout)
     examples = None if parts is None else (parts.train_x, parts.train_y)
-    if priced and examples is not None:
-        given = {"epochs": epochs, "lr": lr, "batch": batch}
-        artifact = train(
-            network,
-            examples,
-            chosen,
-            lam=lam,
-            budget=None if budget is None else bytes_of(budget),
-            training=RateTraining(**{name: value for name, value in given.items() if value is not None}),
-            teacher=network if distill else None,
-            seed=seed,
-            after_epoch=None if as_json else _show_epoch,
-        ).artifact
-    else:
-        artifact = compress_model(
-            network,
-            chosen,
-            data=examples,
-            training=training,
-            calibration=None if calibrate is None or examples is None else examples[0][:calibrate],
-            lam=0.0 if calibrate is None or lam is None else lam,
-            after_tensor=None if as_json else _show_feedback,
-            seed=seed,
-        )
-    ledger = save(artifact, output)
+    nothing = f"{output} was not written; the same command begins anew"
+    unit = "tensors" if calibrate is not None else "epochs"
+    with interruptible(nothing), progress(unit, shown=not as_json) as update:
+        if priced and examples is not None:
+            given = {"epochs": epochs, "lr": lr, "batch": batch}
+
+            def after_priced(epoch: Epoch) -> None:
+                _show_epoch(epoch)
+                update("training", epoch.number + 1, None)
+
+            artifact = train(
+                network,
+                examples,
+                chosen,
+                lam=lam,
+                budget=None if budget is None else bytes_of(budget),
+                training=RateTraining(**{name: value for name, value in given.items() if value is not None}),
+                teacher=network if distill else None,
+                seed=seed,
+                after_epoch=None if as_json else after_priced,
+            ).artifact
+        else:
+            encoded = 0
+
+            def after_tensor(name: str, report: FeedbackReport | str) -> None:
+                nonlocal encoded
+                encoded += 1
+                typer.echo(f"{name}: {report}")
+                update("encoding", encoded, None)
+
+            artifact = compress_model(
+                network,
+                chosen,
+                data=examples,
+                training=training,
+                calibration=None if calibrate is None or examples is None else examples[0][:calibrate],
+                lam=0.0 if calibrate is None or lam is None else lam,
+                after_tensor=None if as_json else after_tensor,
+                after_epoch=lambda epoch, _: update("training", epoch + 1, epochs),
+                seed=seed,
+            )
+        update("writing", 0, None)
+        ledger = save(artifact, output, CODERS[(coder or "smallest").capitalize()])
     accuracies: Accuracies = {}
     if dataset is not None and parts is not None:
         measured = {"test": (dataset.test_x, dataset.test_y)}
         if (training is not None or priced) and len(parts.val_x):
             measured["validation"] = (parts.val_x, parts.val_y)
-        accuracies = _accuracies(network, load(output, copy.deepcopy(network)), measured)
+        both = {"before": network, "after": load(output, copy.deepcopy(network))}
+        found = compared(both, measured, shown=not as_json)
+        accuracies = {split: {when: one.accuracy for when, one in of.items()} for split, of in found.items()}
     rows = _rows(network, chosen, artifact, summaries(ledger))
     if as_json:
         whole = {"file": str(output), "plan": chosen.to_json(), **sizes(ledger)}
@@ -349,18 +405,29 @@ def _show_epoch(epoch: Epoch) -> None:
     typer.echo(f"epoch {epoch.number + 1}: loss {epoch.loss:.4f}, {size} at λ {epoch.lam:.2g}")
 
 
-def _show_feedback(name: str, report: FeedbackReport | str) -> None:
-    typer.echo(f"{name}: {report}")
+def _show_dry_run(model: nn.Module, plan: Plan, output: Path, coder: str | None, *, as_json: bool) -> None:
+    """What a plan will take, without weights and data."""
+    from bitbook.artifact.contents import CODERS
+    from bitbook.sizes import fixed_width, most_bytes
 
-
-def _accuracies(before: nn.Module, after: nn.Module, measured: Mapping[str, Any]) -> Accuracies:
-    from bitbook.loop import evaluate
-
-    models = {"before": before, "after": after}
-    return {
-        split: {when: evaluate(model, x, y).accuracy for when, model in models.items()}
-        for split, (x, y) in measured.items()
-    }
+    ledger = fixed_width(model, plan)
+    kind = dry_run_kind(None, coder)
+    total = most_bytes(ledger, CODERS[(coder or "smallest").capitalize()])
+    rows = [summary.to_json() for summary in summaries(ledger).values()]
+    if as_json:
+        whole = {"file": str(output), "dry_run": True, "sizes": kind, "plan": plan.to_json(), **sizes(ledger)}
+        print_json({**whole, "bytes": total, "fixed_width": ledger.total, "tensors": rows})
+        return
+    columns = {"tensor": "left", "stored as": "left", "shape": "right", "bytes at fixed width": "right"}
+    print_table(
+        {**columns, "bits per weight": "right"},
+        (
+            [row["tensor"], row["stored_as"], shape_text(row["shape"]), f"{row['bytes']:,}",
+             bits_text(row["bits_per_weight"])]
+            for row in rows
+        ),
+    )  # fmt: skip
+    typer.echo(f"{output}: {dry_run_text(total, kind)}; {4 * ledger.weights:,} in float32")
 
 
 def _rows(model: nn.Module, plan: Plan, artifact: Artifact, stored: Mapping[str, Summary]) -> list[dict[str, Any]]:
@@ -386,11 +453,12 @@ def _rows(model: nn.Module, plan: Plan, artifact: Artifact, stored: Mapping[str,
 def weight_error(w: Tensor, stored: Tensor) -> dict[str, float | None]:
     """`relative_mse` = ‖w − ŵ‖² / ‖w‖², and the same as a signal-to-noise ratio in dB.
 
-    None stands for infinity: the ratio where both are equal, the error where w is zero and ŵ is not.
+    None stands for what is no number: the ratio where both are equal, the error where w is zero and ŵ is not, and
+    both where values are not finite.
     """
     w = w.double()
     error, power = (w - stored.double()).square().sum().item(), w.square().sum().item()
-    relative = error / power if power else None
+    relative = error / power if power and math.isfinite(error / power) else None
     if not error:
         return {"relative_mse": 0.0, "snr_db": None}
     return {"relative_mse": relative, "snr_db": -10 * math.log10(relative) if relative else None}

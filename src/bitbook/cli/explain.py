@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bitbook.cli.arguments import AsJson, Tensors, chosen_tensors
+from bitbook.cli.progress import progress
 from bitbook.cli.show import print_json, print_table, shape_text
 
 
@@ -41,7 +42,12 @@ def explain(
     small = [name for name, w in chosen.items() if w.numel() < LEAST_WEIGHTS]
     if len(small) == len(chosen):
         small = []  # whose error says why
-    found = {name: measure(name, w, bits) for name, w in chosen.items() if name not in small}
+    found = {}
+    looked_at = [name for name in chosen if name not in small]
+    with progress("tensors", shown=not as_json) as update:
+        for done, name in enumerate(looked_at):
+            update(f"measuring {name}", done, len(looked_at))
+            found[name] = measure(name, chosen[name], bits)
     largest = max(found.values(), key=lambda gains: gains.weights)
     if picture is not None:
         from bitbook.study.rd_plots import gains_plot

@@ -16,6 +16,8 @@ from bitbook.cli.arguments import (
     Model,
     OutputPath,
     build,
+    compared,
+    complete_data,
     held_out,
     load_data,
 )
@@ -71,6 +73,7 @@ def decompress(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes.", show_default="one per processor; for small files 1")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a file's tensors as a plain safetensors file that any program reads; of shards, as such shards.
 
@@ -82,13 +85,13 @@ def decompress(
     """
     from bitbook.cli.checkpoint import decompress_files
 
-    decompress_files(file, output, dtype, workers)
+    decompress_files(file, output, dtype, workers, as_json=as_json)
 
 
 def evaluate(
     file: InputFile,
     model: Model,
-    data: Annotated[str, typer.Option(help=DATA_HELP)],
+    data: Annotated[str, typer.Option(help=DATA_HELP, autocompletion=complete_data)],
     split: Annotated[
         Literal["test", "validation", "train"],
         typer.Option(help="Which examples; train is without validation."),
@@ -103,7 +106,6 @@ def evaluate(
       bitbook evaluate small.safetensors --model mlp-784-128-64-10 --data mnist
     """
     from bitbook.apply import load
-    from bitbook.loop import evaluate as measure
 
     network = load(file, build(model))
     dataset = load_data(data, network)
@@ -115,7 +117,7 @@ def evaluate(
     }[split]
     if len(x) == 0:
         raise DataError(f"{data} has no {split} examples with --holdout {holdout}")
-    found = measure(network, x, y, batch=batch)
+    found = compared({"": network}, {split: (x, y)}, batch=batch, shown=not as_json)[split][""]
     if as_json:
         size = {"file": str(file), "bytes": file.stat().st_size, "data": data, "split": split}
         print_json({**size, "examples": len(x), "accuracy": found.accuracy, "loss": found.loss})

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitbook.cli.arguments import Tensors, TensorsFile, chosen_tensors
+from bitbook.cli.arguments import AsJson, Tensors, TensorsFile, chosen_tensors
+from bitbook.cli.progress import interruptible, progress
+from bitbook.cli.show import print_json
 from bitbook.errors import PlanError
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def rd(
         typer.Option("--source", help="Only these: Gauss, Laplace, 'Student-t 5', or none; may be repeated."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of each source; tables give mean and spread.")] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Compare methods by mean squared error at the bytes of real files, on known sources and on weights.
 
@@ -46,6 +49,7 @@ def rd(
     """
     from bitbook.study import rd as study
     from bitbook.study.rd_plots import distance_plot
+    from bitbook.study.tables import finite
 
     targets = tuple(bits or study.TARGETS)
     chosen = _methods(study.METHODS, methods)
@@ -64,11 +68,18 @@ def rd(
         raise PlanError("there is no source: leave --source out, or pass --weights")
     out.mkdir(parents=True, exist_ok=True)
     table = study.Rows(out / "rd.csv")
-    for subject in subjects:
-        repeats = 1 if subject.repeats is False else seeds
-        for row in study.rows(subject, targets, repeats, chosen, table.__contains__):
-            table.add(row)
-            typer.echo(f"{row['source']}: {row['method']}, {row['bits']:.3f} bits, mse {row['mse']:.5f}")
+    kept = f"what was measured is kept in {out / 'rd.csv'}; the same command goes on from there"
+    with interruptible(kept), progress("rows", shown=not as_json) as update:
+        measured = 0
+        for subject in subjects:
+            update(f"measuring {subject.source.name}", measured, None)
+            repeats = 1 if subject.repeats is False else seeds
+            for row in study.rows(subject, targets, repeats, chosen, table.__contains__):
+                table.add(row)
+                measured += 1
+                update(f"measuring {subject.source.name}", measured, None)
+                if not as_json:
+                    typer.echo(f"{row['source']}: {row['method']}, {row['bits']:.3f} bits, mse {row['mse']:.5f}")
     bounds = {subject.source.name: study.bound_of(subject, targets) for subject in subjects}
     found = [row for row in table.rows if row["source"] in bounds]
     points = study.summarised(found, bounds)
@@ -78,6 +89,9 @@ def rd(
         study.document(points, bounds, command=_command(weights, tensors, samples, seeds), picture=picture.name),
         encoding="utf-8",
     )
+    if as_json:
+        print_json({"folder": str(out), "points": [finite(point._asdict()) for point in points]})
+        return
     least = min((p.above for p in points), default=math.nan)
     typer.echo(f"{len(points)} points, the nearest {least:.2f} dB above the bound, in {out}: rd.csv, rd.md, rd.svg")
 

@@ -74,6 +74,21 @@ def total_line(name: object, ledger: Ledger) -> str:
     )
 
 
+def dry_run_kind(bits: float | None, coder: str | None) -> str:
+    """What the sizes of a dry run are: "exactly" at fixed width, "about" where bits are aimed at, else "at most"."""
+    return "about" if bits is not None else "exactly" if coder == "fixed" else "at most"
+
+
+def dry_run_text(total: int, kind: str) -> str:
+    """The size of a file that was not written, and what kind of number it is."""
+    why = {
+        "exactly": "fixed width",
+        "about": "what --bits aims at",
+        "at most": "an upper bound, fixed width; the entropy coder is chosen where it is smaller",
+    }
+    return f"would have {kind} {total:,} bytes ({why[kind]})"
+
+
 def print_table(columns: Mapping[str, str], rows: Iterable[Iterable[str]]) -> None:
     """Print rows of text under `columns`, name → "left" or "right"; only a terminal limits the width."""
     from rich import box

@@ -115,6 +115,10 @@ class Point:
     """Seeds whose training ended in NaN; see `trial.run_trial` for what they count as."""
     front: bool = False
     """Whether no point of the group is smaller and better on *validation*; False where there is none."""
+    coded_bytes: float | None = None
+    """Bytes of the same content entropy-coded, mean over the seeds of which it is known; None where of none."""
+    coded_front: bool = False
+    """As `front`, by `coded_bytes`, among the points that have them."""
 
     @property
     def recipe(self) -> str:
@@ -156,6 +160,8 @@ class Point:
             "seconds": self.seconds,
             "diverged": self.diverged,
             "front": self.front,
+            "coded_bytes": self.coded_bytes,
+            "coded_front": self.coded_front,
             "cells": list(self.cells),
             "phases": self.example["cell"]["phases"],
         }
@@ -280,13 +286,16 @@ def points(results: Iterable[Result]) -> list[Point]:
         cell = record["cell"]
         members[group, cell["family"], cell["method"], cell["recipe"], cell["model"]].append(record)
     found = [_point(key[0], members[key]) for key in sorted(members, key=_natural)]
-    for inside in grouped(found).values():
-        rivals = [p for p in inside if p.validation is not None]
-        if rivals:
-            best = pareto_front([(p.bytes, p.scores["validation"].mean) for p in rivals])
-            chosen = {id(rivals[i]) for i in best}
-            found = [replace(p, front=True) if id(p) in chosen else p for p in found]
-    return found
+    best = [_best(inside, lambda p: p.bytes) for inside in grouped(found).values()]
+    coded = [_best(inside, lambda p: p.coded_bytes) for inside in grouped(found).values()]
+    fronts = [{id(p) for line in lines for p in line} for lines in (best, coded)]
+    return [replace(p, front=id(p) in fronts[0], coded_front=id(p) in fronts[1]) for p in found]
+
+
+def _best(points: Iterable[Point], size: Callable[[Point], float | None]) -> list[Point]:
+    """The points that no other beats in both size and validation accuracy, of those that have both."""
+    at = [(p, known, p.validation.mean) for p in points if p.validation and (known := size(p)) is not None]
+    return [at[i][0] for i in pareto_front([(known, mean) for _, known, mean in at])] if at else []
 
 
 def _point(group: Group, records: list[Result]) -> Point:
@@ -322,6 +331,7 @@ def _point(group: Group, records: list[Result]) -> Point:
         example=records[0],
         cells=tuple(record["cell_id"] for record in records),
         diverged=sum(outcome.get("diverged", False) for outcome in outcomes),
+        coded_bytes=fmean(coded) if (coded := [o["coded_bytes"] for o in outcomes if "coded_bytes" in o]) else None,
     )
 
 

@@ -38,9 +38,12 @@ from bitbook.plan import Plan
 from bitbook.qat import Regime
 from bitbook.quantizer import FitOptions, Quantized
 from bitbook.rate.training import RateTraining, train
+from bitbook.study.sketch import sketch
 from bitbook.study.storage import cell_id
 
 Cell = Mapping[str, Any]
+DRAWN_SEED = 0
+"""The training seed whose files are also entropy-coded and sketched for the report, which shows one of each recipe."""
 STARTS_FOLDER = "BITBOOK_STARTS"
 """Environment variable naming the folder in which trained float models are kept between trials."""
 
@@ -51,6 +54,7 @@ def run_trial(cell: Cell) -> dict[str, Any]:
     began = clock()
     dataset, data = load_parts(cell["dataset"], cell["holdout"])
     model, start_losses = trained_start(cell, data)
+    before = {name: w.detach().clone() for name, w in model.named_parameters()}
     started = clock()
 
     generator = Generator().manual_seed(cell["seed"])
@@ -82,13 +86,16 @@ def run_trial(cell: Cell) -> dict[str, Any]:
     priced = "price" in cell["phases"][-1]
     how = (Smallest(), None) if priced else (Fixed(), "per-tensor")
     found = measure_file(artifact, cell["model"], dataset, data, *how)
-    if cell.get("coded"):
+    evaluated = clock()
+    if cell.get("coded") or (cell["seed"] == DRAWN_SEED and not priced):
         found["coded_bytes"] = len(to_bytes(artifact)[0])  # of the same content, entropy-coded
+    if cell["seed"] == DRAWN_SEED:
+        found["sketch"] = sketch(before, artifact, dataset.input_shape)
     return {
         **found,
         "start_losses": start_losses,
         "losses": losses,
-        "seconds": {"start": started - began, "fit": fitted - started, "evaluate": clock() - fitted},
+        "seconds": {"start": started - began, "fit": fitted - started, "evaluate": evaluated - fitted},
     }
 
 
