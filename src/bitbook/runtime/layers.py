@@ -34,7 +34,8 @@ class PackedLinear(nn.Linear):
         if quantized_input is not None and isinstance(packed, Levels):
             integers = Integers.of(packed, quantized_input)
         _become(module, cls)
-        module.packed, module.integers = packed, integers  # type: ignore[assignment]
+        module.add_module("packed", packed)
+        module.add_module("integers", integers)
         return integers is not None
 
     @property
@@ -66,7 +67,7 @@ class PackedEmbedding(nn.Embedding):
     def take(cls, module: nn.Embedding, packed: Packed) -> None:
         """Make `module` one."""
         _become(module, cls)
-        module.packed = packed  # type: ignore[assignment]
+        module.add_module("packed", packed)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

@@ -147,7 +147,7 @@ def _unpack_words(
     words: Int[Tensor, "some words"], cols: int, bits: int, low: int, dtype: torch.dtype
 ) -> Int[Tensor, "some cols"]:
     unit = Unit.of(bits)
-    parts = (words.long() & 0xFFFFFFFF).reshape(len(words), -1, unit.words)
+    parts = (words.long() & 0xFFFFFFFF).reshape(len(words), words.shape[1] // unit.words, unit.words)
     fields = []
     for k in range(unit.codes):
         at, shift = divmod(k * bits, 32)
@@ -155,5 +155,5 @@ def _unpack_words(
         if shift + bits > 32:
             value = value | parts[:, :, at + 1] << (32 - shift)
         fields.append(value & (1 << bits) - 1)
-    codes = torch.stack(fields, 2).reshape(len(words), -1)[:, :cols]
+    codes = torch.stack(fields, 2).reshape(len(words), parts.shape[1] * unit.codes)[:, :cols]
     return (codes + low).to(dtype)
