@@ -45,14 +45,20 @@ def _field(row, w, lane):
 
 @compiled
 def _unpack_fields(packed, w, codes):
-    mask = (np.uint64(1) << np.uint64(w)) - np.uint64(1)
-    whole = len(codes) // _LANES
-    for i in range(whole):
-        row = packed[i]
-        for lane in range(_LANES):
-            codes[i * _LANES + lane] = _field(row, w, lane) & mask
-    for lane in range(len(codes) - whole * _LANES):
-        codes[whole * _LANES + lane] = _field(packed[whole], w, lane) & mask
+    mask = np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(64 - w)
+    words = packed.reshape(-1)
+    current, left, at = words[0], 64, 1
+    for i in range(len(codes)):
+        if left >= w:
+            codes[i] = current & mask
+            current = current >> np.uint64(w) if w < 64 else np.uint64(0)
+            left -= w
+        else:
+            following = words[at]
+            at += 1
+            codes[i] = (current | following << np.uint64(left)) & mask
+            current = following >> np.uint64(w - left)
+            left += 64 - w
 
 
 @compiled
