@@ -4,7 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitbook import Activation, Binary, Codebook, Plan, Quantizer, Ternary, Uniform, calibrate, freeze, quantize, quantize_
+from bitbook import (
+    Activation,
+    Binary,
+    Codebook,
+    Plan,
+    Quantizer,
+    Ternary,
+    Uniform,
+    calibrate,
+    freeze,
+    quantize,
+    quantize_,
+)
 from bitbook.apply import restore
 from bitbook.artifact import QuantizedInput
 from bitbook.quantizer import FitOptions

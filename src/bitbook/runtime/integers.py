@@ -10,7 +10,7 @@ What training simulated with rounded floats, up to the rounding of its own sums.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,14 +19,14 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from bitbook.artifact import QuantizedInput
-from bitbook.quantizer import FitOptions
+from bitbook.quantizer import FitOptions, Range
 from bitbook.runtime import native
 from bitbook.runtime.levels import Levels, is_plain
 from bitbook.runtime.packing import threads_for
 from bitbook.scalar.uniform import Uniform
 
 _LARGEST_SUM = (1 << 31) - 1
-_RULES = {"minmax": native.MINMAX, "absmax": native.ABSMAX, None: native.MINMAX}
+_RULES: Mapping[Range | None, int] = {"minmax": native.MINMAX, "absmax": native.ABSMAX, None: native.MINMAX}
 
 
 class Rounded(NamedTuple):
@@ -48,7 +48,7 @@ class Integers(nn.Module):
         super().__init__()
         object.__setattr__(self, "weights", weights)  # no child, since the layer has it
         self.recipe, self.factor = recipe, factor
-        self.rule = quantized.activation.rule
+        self.rule: Range | None = quantized.activation.rule
         self.side = {name: side.decode() for name, side in quantized.side.items()}
         self.register_buffer("zeros", zeros)
         self.register_buffer("sums", self._whole(0, weights.rows).sum(1, dtype=torch.int32))
