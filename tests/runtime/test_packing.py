@@ -13,7 +13,7 @@ from bitbook.runtime.packing import PackedCodes, pack, unpack
 
 
 def reference(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Bit by bit: code k of a row takes bits k · bits … of the row's words, which are lane `row mod 16` of its block."""
+    """Bit by bit: code k of a row takes bits k · bits … of lane `row mod 16` of its block."""
     rows, cols = codes.shape
     unit = next(n for n in range(1, 33) if n * bits % 32 == 0)
     length = -(-cols // unit) * unit * bits // 32
