@@ -12,7 +12,7 @@ FIND_TORCH := import pathlib, torch; \
 	print(pathlib.Path(torch.__file__).parents[1])
 
 .DELETE_ON_ERROR:
-.PHONY: help setup study results headline entropy family peers networks test test-slow bench clean
+.PHONY: help setup study results headline entropy family peers networks runtime test test-slow bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ peers: $(STAMP) ## other tools on the same public networks (BITBOOK_DATA), each 
 networks: ## what a byte budget costs on public networks (BITBOOK_DATA), and docs/results/networks.md
 	$(MAKE) study DATASET=networks
 	$(PY) -m bitbook.study.networks_document runs/networks docs/results
+
+runtime: $(STAMP) ## latency and memory of packed models beside dense ones and other tools, and docs/results/runtime.md
+	$(PY) -m bench.runtime --write docs/results
 
 test: $(STAMP) ## lint, format check, types, and the quick tests
 	$(PY) -m ruff check

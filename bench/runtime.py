@@ -1,9 +1,9 @@
 """Running from packed codes: latency, resident memory and loading, beside dense float32 and other tools.
 
-    python -m bench.runtime [--threads 1 2] [--seconds 2] [--cases mlp ...] [--write docs/results]
+    python -m bench.runtime [--threads 1 2] [--seconds 1] [--cases mlp ...] [--write docs/results]
 
-All ways of a case run in one process, one after the other in every round, and ratios are those of a round: its time over
-dense float32's; medians over the rounds are reported.  "In cache" runs one layer again and again; "out of cache" goes
+All ways of a case run in one process, one after the other in every round, and ratios are those of a round: a time over
+that of dense float32; medians over the rounds are reported.  "In cache" runs one layer again and again; "out of cache" goes
 around so many copies of each that no cache holds them.  torchao and ONNX Runtime are put into `.bench/runtime`; what
 does not install or run is a row that says why.
 """
@@ -149,7 +149,7 @@ def ways(case: Case, threads: int) -> Iterator[Way]:
 
 
 def artifact(dense: nn.Module, plan: Plan) -> Artifact:
-    """The weights by the plan, with arbitrary codes and codewords where a fit would take long: times do not depend on them."""
+    """The weights by the plan; codes and codewords of codebooks, whose fit would take long, are arbitrary."""
     tensors: dict[str, Quantized | Tensor] = dict(dense.state_dict())
     for name, recipe in plan.recipes([n for n, _ in dense.named_parameters()]).items():
         if recipe is not None:
@@ -521,12 +521,11 @@ def document(rows: Sequence[Row], command: str) -> str:
     lines = [
         "# Running from packed codes",
         "",
-        f"Made by `{command}`, torch {torch.__version__}; every number is a row of [runtime.csv](runtime.csv). Medians of",
-        "rounds in which all ways of a case take turns. *Ratio*: time over that of dense float32 in the same round, so below 1",
-        "is faster. Bytes are those of all weights as they lie in memory. Peers: "
-        + ", ".join(PEERS)
-        + "; torch's dynamic",
-        "int8 is torch's own. ONNX Runtime's sessions are not copied, so its weights may stay in a cache \"out of cache\", too.",
+        f"Made by `{command}`, torch {torch.__version__}; every number is",
+        "a row of [runtime.csv](runtime.csv). Medians of rounds in which all ways of a case take turns. *Ratio*: time over",
+        "that of dense float32 in the same round, so below 1 is faster. Bytes are those of all weights as they lie in memory.",
+        f"Peers: {', '.join(PEERS)}; dynamic int8 is torch's own. Sessions of ONNX Runtime are",
+        "not copied, so that its weights may stay in a cache where others cannot.",
         "",
         "## Aims",
         "",
