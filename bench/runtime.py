@@ -3,8 +3,9 @@
     python -m bench.runtime [--threads 1 2] [--seconds 1] [--cases mlp ...] [--write docs/results]
 
 All ways of a case run in one process, one after the other in every round, and ratios are those of a round: a time over
-that of dense float32; medians over the rounds are reported.  "In cache" runs one layer again and again; "out of cache" goes
-around so many copies of each that no cache holds them.  torchao and ONNX Runtime are put into `.bench/runtime`; what
+that of dense float32; medians over the rounds are reported.  With one thread, times are of the processor, otherwise of
+the clock.  "In cache" runs one layer again and again; "out of cache" goes around so many copies of each that no cache
+holds them.  torchao and ONNX Runtime are put into `.bench/runtime`; what
 does not install or run is a row that says why.
 """
 
@@ -310,24 +311,29 @@ class Round:
         self.at = (self.at + 1) % len(self.models)
 
 
+def clock() -> Callable[[], float]:
+    """What tells the time: of one thread, other processes do not count."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def interleaved(calls: Mapping[str, Call], seconds: float) -> dict[str, list[float]]:
     """Seconds of a call of each, in rounds in which each runs for some milliseconds, in another order every time."""
-    repetitions = {}
+    now, repetitions = clock(), {}
     for name, call in calls.items():
         call()
-        start = time.perf_counter()
+        start = now()
         call()
-        repetitions[name] = max(1, min(500, int(0.004 / max(time.perf_counter() - start, 1e-7))))
+        repetitions[name] = max(1, min(500, int(0.004 / max(now() - start, 1e-7))))
     times: dict[str, list[float]] = {name: [] for name in calls}
-    names, end = list(calls), time.perf_counter() + seconds * len(calls)
-    while len(times[names[0]]) < 5 or time.perf_counter() < end:
+    names, end = list(calls), now() + seconds * len(calls)
+    while len(times[names[0]]) < 5 or now() < end:
         for name in names:
             call, count = calls[name], repetitions[name]
             call()  # brings its own weights back into the cache
-            start = time.perf_counter()
+            start = now()
             for _ in range(count):
                 call()
-            times[name].append((time.perf_counter() - start) / count)
+            times[name].append((now() - start) / count)
         names = names[1:] + names[:1]
     return times
 
@@ -362,6 +368,7 @@ def crossover(threads: int, seconds: float) -> Iterator[Row]:
 def loading(threads: int, repetitions: int = 5) -> Iterator[Row]:
     """A layer of 10,000 × 10,000 at 3 bits from its file to its first product, the checksum included."""
     torch.set_num_threads(threads)
+    now = clock()
     side = 10_000
     case = f"load {side:,} × {side:,}, first product"
     generator = torch.Generator().manual_seed(0)
@@ -386,10 +393,10 @@ def loading(threads: int, repetitions: int = 5) -> Iterator[Row]:
             for i in range(repetitions + 1):
                 for resident in ("packed", "dense"):
                     layer = nn.Linear(side, side, bias=False, device="meta").to_empty(device="cpu")
-                    start = time.perf_counter()
+                    start = now()
                     bitbook.load(path, layer, resident=resident)(x)  # type: ignore[arg-type]
                     if i:  # the first compiles, or reads what was compiled
-                        times[resident].append(time.perf_counter() - start)
+                        times[resident].append(now() - start)
                     if resident == "packed":
                         size = bitbook.residence(layer).bytes
             ratios = [a / b for a, b in zip(times["packed"], times["dense"], strict=True)]
@@ -441,9 +448,9 @@ def small_file(repetitions: int = 21) -> Iterator[Row]:
             times = []
             for _ in range(repetitions):
                 fresh = build_model("mlp-784-128-64-10", seed=0)
-                start = time.perf_counter()
+                start = time.process_time()
                 bitbook.load(path, fresh, resident=resident)  # type: ignore[arg-type]
-                times.append(time.perf_counter() - start)
+                times.append(time.process_time() - start)
             spent = 1e3 * statistics.median(times[1:])
             yield Row(case, f"{total:,} bytes, {resident}, again", 1, 1, spent, None, None)
         times = []
@@ -522,8 +529,9 @@ def document(rows: Sequence[Row], command: str) -> str:
         "# Running from packed codes",
         "",
         f"Made by `{command}`, torch {torch.__version__}; every number is",
-        "a row of [runtime.csv](runtime.csv). Medians of rounds in which all ways of a case take turns. *Ratio*: time over",
-        "that of dense float32 in the same round, so below 1 is faster. Bytes are those of all weights as they lie in memory.",
+        "a row of [runtime.csv](runtime.csv). Medians of rounds in which all ways of a case take turns; processor time where",
+        "there is one thread. *Ratio*: time over that of dense float32 in the same round, so below 1 is faster. Bytes are",
+        "those of all weights as they lie in memory.",
         f"Peers: {', '.join(PEERS)}; dynamic int8 is torch's own. Sessions of ONNX Runtime are",
         "not copied, so that its weights may stay in a cache where others cannot.",
         "",
