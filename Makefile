@@ -12,7 +12,7 @@ FIND_TORCH := import pathlib, torch; \
 	print(pathlib.Path(torch.__file__).parents[1])
 
 .DELETE_ON_ERROR:
-.PHONY: help setup study results headline entropy family peers networks docs c test test-slow bench clean
+.PHONY: help setup study results headline entropy family peers networks runtime docs c test test-slow bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ c: build/unbitbook ## the decoder without Python, a command that lists and unpac
 build/unbitbook: c/unbitbook.c c/bitbook.c c/bitbook.h
 	@mkdir -p build
 	$(CC) -std=c99 -Wall -Wextra -pedantic -O2 -o $@ c/unbitbook.c c/bitbook.c -lm
+
+runtime: $(STAMP) ## latency and memory of packed models beside dense ones and other tools, and docs/results/runtime.md
+	$(PY) -m bench.runtime --write docs/results
 
 test: $(STAMP) ## lint, format check, types, and the quick tests
 	$(PY) -m ruff check

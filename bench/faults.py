@@ -1,6 +1,6 @@
 """What becomes of a study on PostgreSQL while workers are killed and frozen and the database is restarted.
 
-    python bench/faults.py --write docs/results
+    python -m bench.faults --write docs/results
 
 Starts PostgreSQL from the distribution's package on loopback, in a temporary folder. Each round: workers take cells;
 some are killed with -9 in the middle of one, one is frozen for longer than the grace period and wakes up again, and the
@@ -333,7 +333,7 @@ def main() -> None:
             outcomes.append(faults(database, cells=150, seconds=0.5, workers=4, kills=2, modes=modes))
             print(outcomes[-1], flush=True)
     if given.write is not None:
-        write(outcomes, given.write, f"python bench/faults.py --rounds {given.rounds} --write docs/results")
+        write(outcomes, given.write, f"python -m bench.faults --rounds {given.rounds} --write docs/results")
 
 
 def write(outcomes: Sequence[Outcome], folder: Path, command: str) -> None:

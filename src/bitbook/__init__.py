@@ -47,6 +47,8 @@ from bitbook.rate.pricing import Pricing as Pricing
 from bitbook.rate.training import RateTraining as RateTraining
 from bitbook.rate.training import Trained as Trained
 from bitbook.rate.training import train as train
+from bitbook.runtime.restore import Residence as Residence
+from bitbook.runtime.restore import residence as residence
 from bitbook.scalar.ecsq import ECSQ as ECSQ
 from bitbook.scalar.leaves import Float as Float
 from bitbook.scalar.leaves import Integer as Integer

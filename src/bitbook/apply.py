@@ -10,7 +10,7 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -182,35 +182,56 @@ def restore(artifact: Artifact, model: nn.Module) -> nn.Module:
 
     Raises `ModelMismatch` where names or shapes differ; the model is then untouched.
     """
-    contents = {place.name: tensor for place, tensor in _contents(model)}
-    places = {name: tensor for name, tensor in contents.items() if not isinstance(tensor, FakeQuantize)}
+    stored = artifact.state_dict()
+    places = match(stored, artifact.inputs, model)
+    for name, value in stored.items():
+        places[name][1].copy_(value)
+    quantize_inputs(artifact.inputs, model)
+    return model
+
+
+def match(
+    stored: Mapping[str, Any],
+    inputs: Mapping[str, QuantizedInput],
+    model: nn.Module,
+    equal: Callable[[Any, Any], bool] = torch.equal,
+) -> dict[str, tuple[Place, Tensor]]:
+    """The place in a plain `model` of each stored tensor, which has a shape, and what is there.
+
+    Raises `ModelMismatch` where names or shapes differ, or where what is one tied tensor in the model is not `equal`.
+    """
+    contents = {place.name: (place, tensor) for place, tensor in _contents(model)}
+    places = {name: (p, t) for name, (p, t) in contents.items() if not isinstance(t, FakeQuantize)}
     if len(places) < len(contents):
         raise ModelMismatch("the model is quantized already; load into a fresh one")
-    stored = artifact.state_dict()
     missing, extra = sorted(places.keys() - stored.keys()), sorted(stored.keys() - places.keys())
     if missing or extra:
         raise ModelMismatch(f"the file lacks {missing or 'nothing'} of the model, and has {extra or 'nothing'} else")
     for name, value in stored.items():
-        if value.shape != places[name].shape:
-            raise ModelMismatch(f"{name}: {tuple(value.shape)} in the file, {tuple(places[name].shape)} in the model")
+        shapes = tuple(value.shape), tuple(places[name][1].shape)
+        if shapes[0] != shapes[1]:
+            raise ModelMismatch(f"{name}: {shapes[0]} in the file, {shapes[1]} in the model")
     tied: dict[int, str] = {}
     for name, value in stored.items():
-        other = tied.setdefault(id(places[name]), name)
-        if stored[other] is not value and not torch.equal(stored[other], value):
+        other = tied.setdefault(id(places[name][1]), name)
+        if stored[other] is not value and not equal(stored[other], value):
             raise ModelMismatch(f"{other} and {name} are one tied tensor in the model, two different ones in the file")
     modules = dict(model.named_modules())
-    unknown = artifact.inputs.keys() - modules.keys()
+    unknown = inputs.keys() - modules.keys()
     if unknown:
         raise ModelMismatch(f"the file quantizes the inputs of {sorted(unknown)}, which the model does not have")
     if any(isinstance(module, InputQuantizer) for module in modules.values()):
         raise ModelMismatch("the inputs of the model are quantized already; load into a fresh one")
-    for name, value in stored.items():
-        places[name].copy_(value)
-    for name, quantized in artifact.inputs.items():
+    return places
+
+
+def quantize_inputs(inputs: Mapping[str, QuantizedInput], model: nn.Module) -> None:
+    """Put what quantizes inputs, as a file says, before the modules that it names."""
+    modules = dict(model.named_modules())
+    for name, quantized in inputs.items():
         quantizer = InputQuantizer(quantized.activation)
         quantizer.stored = dict(quantized.side)
         put_before(modules[name], quantizer)
-    return model
 
 
 def compress_by_plan(
@@ -307,11 +328,24 @@ def _compress_calibrated(
     return replace(artifact, tensors={name: encoded.get(name, tensor) for name, tensor in artifact.tensors.items()})
 
 
-def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+def load(path: str | os.PathLike[str], model: nn.Module, resident: Literal["dense", "packed"] = "dense") -> nn.Module:
     """Read a bitbook file into `model` (a fresh one of the right architecture) and return it.
+
+    Args:
+        path: the file.
+        model: is changed in place.
+        resident: "dense" decodes all tensors once, into the model's own; "packed" keeps them as codes in memory, of as
+            many bits as they need, and linear layers and embeddings compute from those (`bitbook.runtime`).  A packed
+            model is for inference; `bitbook.residence(model)` says how each of its tensors is held, and why.
 
     Raises `CorruptArtifact` for a damaged file and `ModelMismatch` for another model's.
     """
+    if resident == "packed":
+        from bitbook.runtime import load_packed  # which builds on this file
+
+        return load_packed(path, model)
+    if resident != "dense":
+        raise PlanError(f"resident={resident!r}: use 'dense' or 'packed'")
     return restore(read(path), model)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -9,12 +10,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitbook.coding import fixed
 from bitbook.coding.fixed import _CHUNK, Fixed, grouping, packed_size
 from bitbook.errors import CorruptArtifact, PlanError
 from bitbook.quantizer import Stream, StreamSpec, code_dtype
 
 ALPHABETS = [1, 2, 3, 4, 5, 6, 7, 15, 16, 31, 100, 127, 128, 255, 256, 257, 300, 511, 512, 3**6, 4095, 65535]
 ALPHABETS += [65536, 65537, 10**6, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 31) + 1, 3 * 10**9, 1 << 32]
+
+
+@pytest.fixture(autouse=True, scope="module", params=["numpy", "compiled"])
+def loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test by numpy, and by the loops that long streams are unpacked with."""
+    many, fixed._MANY = fixed._MANY, 1 << 62 if request.param == "numpy" else 1
+    yield
+    fixed._MANY = many
 
 
 def stream(alphabet: int, codes: list[int] | np.ndarray, name: str = "codes") -> Stream:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from bitbook.coding.coder import Coder
 from bitbook.errors import CorruptArtifact
 from bitbook.quantizer import Quantized, assemble
 
+_T = TypeVar("_T")
 _MOST_HEADER = 100_000_000  # bytes; the limit of safetensors
 _FREE_ELEMENTS = 1 << 24  # what any file may claim, however small
 _ELEMENTS_PER_BYTE = 4096  # what a larger file may claim for each of its bytes
@@ -50,18 +53,48 @@ def read(path: str | os.PathLike[str], *, max_elements: int | None = None) -> Ar
 
 def from_bytes(data: bytes | memoryview, *, max_elements: int | None = None) -> Artifact:
     """`read`, of a file that is in memory."""
+    contents = _each(data, max_elements, lambda tensor: tensor, 1)
+    return Artifact(contents.tensors, contents.inputs, contents.aliases)
+
+
+class Contents(NamedTuple, Generic[_T]):
+    """What `Artifact` holds, with quantized tensors as the caller holds them."""
+
+    tensors: Mapping[str, _T | Tensor]
+    inputs: Mapping[str, QuantizedInput]
+    aliases: Mapping[str, str]
+
+
+def read_each(
+    path: str | os.PathLike[str], hold: Callable[[Quantized], _T], threads: int, *, max_elements: int | None = None
+) -> Contents[_T]:
+    """`read`, which hands each quantized tensor to `hold` and keeps what that returns instead.
+
+    Of a file with an entry per tensor, only `threads` tensors are unpacked at a time.
+    """
+    with about(path):
+        return _each(Path(path).read_bytes(), max_elements, hold, threads)
+
+
+def _each(
+    data: bytes | memoryview, max_elements: int | None, hold: Callable[[Quantized], _T], threads: int
+) -> Contents[_T]:
     file = parse(Span.of(data), max_elements)
-    tensors: dict[str, Quantized | Tensor] = {}
+    tensors: dict[str, _T | Tensor] = {}
     inputs = {module: QuantizedInput(a) for module, a in file.plan.activations.items() if not input_children(a)}
-    for entry in file.entries:
+
+    def decoded(entry: Dense | Group) -> tuple[dict[str, _T | Tensor], dict[str, QuantizedInput]]:
         if isinstance(entry, Dense):
-            tensors[entry.name] = _dense(entry)
-            continue
+            return {entry.name: _dense(entry)}, {}
         codes = _codes(entry, file.plan.coder)
-        tensors |= {tensor.name: _coded(tensor, codes) for tensor in entry.tensors}
-        if entry.inputs:
-            inputs |= _inputs(file, codes)
-    return Artifact(dict(sorted(tensors.items())), dict(sorted(inputs.items())), file.plan.aliases)
+        own: dict[str, _T | Tensor] = {tensor.name: hold(_coded(tensor, codes)) for tensor in entry.tensors}
+        return own, _inputs(file, codes) if entry.inputs else {}
+
+    with ThreadPoolExecutor(threads) as pool:
+        for own, of_inputs in map(decoded, file.entries) if threads == 1 else pool.map(decoded, file.entries):
+            tensors |= own
+            inputs |= of_inputs
+    return Contents(dict(sorted(tensors.items())), dict(sorted(inputs.items())), file.plan.aliases)
 
 
 def read_ledger(path: str | os.PathLike[str], *, max_elements: int | None = None) -> Ledger:

@@ -26,6 +26,7 @@ LARGEST_ALPHABET = 1 << 32
 """Bit patterns of float32."""
 
 _LANES = 64  # words of w bits that fill a whole number (w) of 64-bit integers, whatever w is
+_MANY = 1 << 16  # codes of a stream for which compiled loops are worth their import
 _CHUNK = 2048 * _LANES  # words that are packed at once; they fit into a processor's cache
 
 
@@ -141,7 +142,14 @@ def _unpack(raw: UInt8[np.ndarray, " bytes"], spec: StreamSpec) -> Tensor:
         for i in range(0, count, g * _CHUNK):
             size = min(g * _CHUNK, count - i)
             start = i // g * w // 8
-            words = _unpack_words(raw[start : start + _CHUNK * w // 8], w)[: -(-size // g)]
+            packed = _aligned(raw[start : start + _CHUNK * w // 8], w)
+            if count >= _MANY and alphabet < 1 << 31:
+                from bitbook.coding.fixed_loops import unpack
+
+                if not unpack(packed, w, alphabet, g, codes.numpy()[i : i + size]):
+                    raise CorruptArtifact(f"{name}: a packed group is not of {alphabet} symbols")
+                continue
+            words = _unpack_words(packed, w)[: -(-size // g)]
             codes.numpy()[i : i + size] = _split_digits(words, alphabet, g, size, name)
     if g == 1 and (high := int(codes.max())) >= alphabet:
         raise CorruptArtifact(f"{name}: code {high} is not in [0, {alphabet})")
@@ -187,14 +195,18 @@ def _pack_words(words: UInt64[np.ndarray, " words"], w: int) -> bytes:
     return packed.tobytes()
 
 
-def _unpack_words(raw: UInt8[np.ndarray, " bytes"], w: int) -> UInt64[np.ndarray, " words"]:
-    """Undo `_pack_words`; missing bytes are read as zeros, so there may be more words than were packed."""
+def _aligned(raw: UInt8[np.ndarray, " bytes"], w: int) -> UInt64[np.ndarray, "rows w"]:
+    """The bytes of `_pack_words` as its integers; missing ones are zeros, so there may be more than were packed."""
     rows = -(-raw.size // (8 * w))
     padded = np.zeros(rows * 8 * w, np.uint8)
     padded[: raw.size] = raw
-    packed = padded.view("<u8").reshape(rows, w)
+    return padded.view("<u8").reshape(rows, w)
+
+
+def _unpack_words(packed: UInt64[np.ndarray, "rows w"], w: int) -> UInt64[np.ndarray, " words"]:
+    """Undo `_pack_words`."""
     mask = np.uint64((1 << w) - 1)
-    lanes = np.empty((rows, _LANES), np.uint64)
+    lanes = np.empty((len(packed), _LANES), np.uint64)
     for lane in range(_LANES):
         column, shift = divmod(lane * w, 64)
         word = packed[:, column] >> np.uint64(shift)

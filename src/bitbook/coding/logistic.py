@@ -13,6 +13,7 @@ UNIT = 256
 """Log odds per natural logarithm of one e-fold."""
 LIMIT = 12 * UNIT - 1
 _SCALE = 1 << 80
+_EXPONENT = 1023 + 11  # that a float64 between 2048 and 4096 has
 
 
 def _exponentials(count: int) -> list[int]:
@@ -62,22 +63,16 @@ def squash(x):
 @compiled
 def log(x):
     """`256 · ln(x)` of a whole number `1 <= x < 2^58`, to within 2."""
-    shift = 0
+    start = np.int64(0)
     if x >= 1 << 40:
         x >>= 28
-        shift += 28
-    if x >= 1 << 26:
-        x >>= 14
-        shift += 14
-    if x >= 1 << 19:
-        x >>= 7
-        shift += 7
-    while x >= 4096:
-        x >>= 1
-        shift += 1
-    while x < 2048:
-        x <<= 1
-        shift -= 1
+        start = np.int64(28)
+    shift = (np.float64(x).view(np.int64) >> 52) - _EXPONENT  # a float64 below 2^53 is exact, and so is its exponent
+    if shift >= 0:
+        x >>= shift
+    else:
+        x <<= -shift
+    shift += start
     if shift >= 0:
         return np.int64(_LOGS[x - 2048]) + np.int64(_LOGS[2048 + shift])
     return np.int64(_LOGS[x - 2048]) - np.int64(_LOGS[2048 - shift])

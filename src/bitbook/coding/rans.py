@@ -184,12 +184,12 @@ def _decode(part: _Part, spec: StreamSpec) -> Tensor:
     from bitbook.coding.rans_loops import decode
 
     tables, precision = _read_tables(table, spec)
-    codes = np.empty(count, np.result_type(*(symbols for symbols, _ in tables)))
+    codes = torch.empty(count, dtype=dtype).numpy()
     words = np.frombuffer(data, "<u2").astype(np.uint16, copy=False)
     machine = next_states(spec.states) if spec.states else None
     if not decode(words, tables, precision, machine, codes):
         raise CorruptArtifact(f"{spec.name}: the {len(words)} words are not of these codes")
-    return torch.from_numpy(codes).to(dtype).reshape(spec.grid)
+    return torch.from_numpy(codes).reshape(spec.grid)
 
 
 def _quantized(counts: np.ndarray, precision: int) -> np.ndarray:

@@ -82,7 +82,7 @@ class TCQ(Quantizer):
         best, least = points, torch.full((len(points), 1), math.inf, dtype=torch.float64)
         for _ in range(min(options.iterations, _MOST_ROUNDS) + 1):
             levels = self._split(grid, self._path(w, points, importance))
-            error = (weights * (_values(points).gather(1, levels) - blocks).square()).sum(1, keepdim=True)
+            error = (weights * (level_values(points).gather(1, levels) - blocks).square()).sum(1, keepdim=True)
             best, least = torch.where(error < least, points, best), torch.minimum(error, least)
             magnitude = torch.where(levels >= count, levels - count, count - 1 - levels)
             signed = torch.where(levels >= count, blocks, -blocks)
@@ -100,7 +100,7 @@ class TCQ(Quantizer):
     ) -> dict[str, Tensor]:
         if price is not None:
             return super().encode_fed_back(w, side, feedback, price)
-        values = _values(side["points"])
+        values = level_values(side["points"])
         block = block_numbers(self._grid(tuple(w.shape)))
 
         def costs(target: Tensor, weights: Tensor, column: int) -> Costs:
@@ -115,11 +115,14 @@ class TCQ(Quantizer):
         return {"codes": (encoder.levels() >> 1).to(code_dtype(1 << self.bits))}
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
-        grid = self._grid(shape)
-        chosen = codes["codes"].long()
+        grid, levels = self._grid(shape), self.levels(codes["codes"])
+        return grid.join(level_values(side["points"]).gather(1, self._split(grid, levels)), shape)
+
+    def levels(self, codes: Int[Tensor, "cols rows"]) -> Int[Tensor, "cols rows"]:
+        """The level in each place, counted from the lowest."""
+        chosen = codes.long()
         states = torch.from_numpy(states_before((chosen & 1).reshape(-1).cpu().numpy(), self.states))
-        levels = 2 * chosen + (states.to(chosen.device).reshape(chosen.shape) & 1)
-        return grid.join(_values(side["points"]).gather(1, self._split(grid, levels)), shape)
+        return 2 * chosen + (states.to(chosen.device).reshape(chosen.shape) & 1)
 
     def _grid(self, shape: Shape) -> Grid:
         return Grid.of(shape, self.block, pad=self.pad)
@@ -132,12 +135,12 @@ class TCQ(Quantizer):
         self, w: Tensor, points: F32[Tensor, "blocks count"], importance: Tensor | None
     ) -> Int[Tensor, "cols rows"]:
         grid = self._grid(tuple(w.shape))
-        values = _values(points.detach()).cpu().numpy()
+        values = level_values(points.detach()).cpu().numpy()
         levels, _ = best_path(w.numel(), table_costs(*_in_path_order(w, importance, grid), values), self.states)
         return torch.from_numpy(levels).reshape(grid.cols, grid.rows).to(w.device)
 
 
-def _values(points: F32[Tensor, "blocks count"]) -> F32[Tensor, "blocks levels"]:
+def level_values(points: F32[Tensor, "blocks count"]) -> F32[Tensor, "blocks levels"]:
     """All levels from the lowest to the highest."""
     return torch.cat([-points.flip(1), points], 1)
 

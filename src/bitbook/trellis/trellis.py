@@ -121,7 +121,7 @@ class Trellis(Quantizer):
             return _costs(target, steps[:, column, None], weights, side, price)
 
         def values(levels: Tensor, column: int) -> Tensor:
-            return _values(levels, side.get("points")) * steps[:, column, None]
+            return level_values(levels, side.get("points")) * steps[:, column, None]
 
         return feedback.encode(w, PathEncoder(self.states, costs, values, priced=price is not None))
 
@@ -152,7 +152,7 @@ class Trellis(Quantizer):
 
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = self._grid(shape)
-        value = _values(codes["codes"].T.contiguous(), side.get("points"))
+        value = level_values(codes["codes"].T.contiguous(), side.get("points"))
         return (value * self._elements(grid, side["step"])).reshape(shape)
 
     def _grid(self, shape: Shape) -> Grid:
@@ -194,7 +194,7 @@ def _ladder(points: Tensor | None, price: Price | None) -> Ladder:
     return Ladder(values, rates.table.numpy(), rates.slope, price.lam)
 
 
-def _values(levels: Int[Tensor, "rows cols"], points: F32[Tensor, "1 points"] | None) -> F32[Tensor, "rows cols"]:
+def level_values(levels: Int[Tensor, "rows cols"], points: F32[Tensor, "1 points"] | None) -> F32[Tensor, "rows cols"]:
     """What levels stand for, in steps; differentiable in the points."""
     if points is None:
         return levels.float()

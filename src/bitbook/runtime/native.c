@@ -1,0 +1,489 @@
+/* Products with packed weights.  Codes are fields of `bits` bits in 32-bit words; lane l of a word belongs to row
+   16 b + l of the matrix, so that one vector instruction serves 16 rows and sums never cross lanes:
+
+       words[block of 16 rows][word][lane]         code k of a row: bits k * bits … of the row's own words
+
+   native.py compiles this file for the processor it runs on; loops.py has the same loops for where there is no
+   compiler, packing.py the layout in torch. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#define LANES 16
+#define MOST_SUMS 8 /* that a row block has at once */
+#define INLINE static inline __attribute__((always_inline))
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef floats loose_floats __attribute__((aligned(4), may_alias));
+typedef words loose_words __attribute__((aligned(4), may_alias));
+
+/* Codes that fill whole words: 32 / gcd(bits, 32). */
+INLINE long codes_per_unit(int bits) { return bits % 2 ? 32 : bits % 4 ? 16 : bits % 8 ? 8 : bits % 16 ? 4 : bits % 32 ? 2 : 1; }
+INLINE long words_per_unit(int bits) { return codes_per_unit(bits) * bits / 32; }
+static long words_per_row(long cols, int bits) {
+    long unit = codes_per_unit(bits);
+    return (cols + unit - 1) / unit * words_per_unit(bits);
+}
+
+/* Code k of a unit, with whatever lies above it in the higher bits. */
+INLINE words field(const loose_words *unit, int k, int bits) {
+    int at = k * bits / 32, shift = k * bits % 32;
+    words low = unit[at] >> shift;
+    return shift + bits <= 32 ? low : low | unit[at + 1] << (32 - shift);
+}
+
+/* -- levels ---------------------------------------------------------------------------------------------------- */
+
+enum { FLOAT32, BFLOAT16 }; /* types of scales and offsets */
+
+typedef struct {
+    const loose_words *codes;
+    const float *levels;  /* 16 times or 32 levels, repeated to fill them; NULL: a code plus `first` is its level */
+    const void *scales;   /* (row blocks, col blocks) */
+    const void *offsets; /* alike, added to each weight in units of the scale; NULL: none */
+    long rows, cols;
+    long block_rows, block_cols; /* that share a scale; block_cols a multiple of a unit, or all columns */
+    int bits, first, scale_type, offset_type;
+} levels_t;
+
+INLINE float value_at(const void *values, int type, long i) {
+    if (type == FLOAT32) return ((const float *)values)[i];
+    uint32_t high = (uint32_t)((const uint16_t *)values)[i] << 16;
+    float value;
+    memcpy(&value, &high, 4);
+    return value;
+}
+
+enum { FEW, MORE, ITSELF };
+
+INLINE floats level(words code, int kind, int bits, int first, floats low, floats high) {
+    if (kind == ITSELF) return __builtin_convertvector((ints)(code & ((1u << bits) - 1)) + first, floats);
+#ifdef __AVX512F__
+    if (kind == FEW) return (floats)_mm512_permutexvar_ps((__m512i)code, (__m512)low);
+    return (floats)_mm512_permutex2var_ps((__m512)low, (__m512i)code, (__m512)high);
+#else
+    float table[32];
+    floats value;
+    memcpy(table, &low, 64);
+    memcpy(table + 16, &high, 64);
+    for (int l = 0; l < LANES; l++) value[l] = table[code[l] & (kind == FEW ? 15 : 31)];
+    return value;
+#endif
+}
+
+/* sum[n] += what `units` units of a row block stand for, times x (columns, batch). */
+INLINE void levels_dot(int bits, int kind, int batch, int first, const loose_words *w, long units, const float *x, floats low,
+                       floats high, floats *sum) {
+    int unit = codes_per_unit(bits), chains = batch == 1 ? 4 : 1; /* sums that do not wait for each other */
+    floats part[MOST_SUMS] = {{0}};
+    for (long u = 0; u < units; u++, w += words_per_unit(bits), x += unit * batch) {
+#pragma GCC unroll 32
+        for (int k = 0; k < unit; k++) {
+            floats value = level(field(w, k, bits), kind, bits, first, low, high);
+#pragma GCC unroll 8
+            for (int n = 0; n < batch; n++) part[n * chains + k % chains] += value * x[k * batch + n];
+        }
+    }
+#pragma GCC unroll 8
+    for (int n = 0; n < batch; n++)
+#pragma GCC unroll 4
+        for (int c = 0; c < chains; c++) sum[n] += part[n * chains + c];
+}
+
+/* One row block times a tile of the batch. */
+INLINE void levels_block(int bits, int kind, int batch, const levels_t *w, const loose_words *codes, const floats *scales,
+                         const floats *offsets, const float *x, const float *totals, floats *y) {
+    long unit = codes_per_unit(bits), units = (w->cols + unit - 1) / unit;
+    long step = w->block_cols < w->cols ? w->block_cols / unit : units, groups = (units + step - 1) / step;
+    floats low = {0}, high = {0};
+    if (w->levels) {
+        memcpy(&low, w->levels, 64);
+        memcpy(&high, w->levels + (kind == MORE ? 16 : 0), 64);
+    }
+    for (long g = 0; g < groups; g++) {
+        long start = g * step, count = start + step < units ? step : units - start;
+        floats sum[MOST_SUMS] = {{0}};
+        levels_dot(bits, kind, batch, w->first, codes + start * words_per_unit(bits), count, x + start * unit * batch, low, high, sum);
+#pragma GCC unroll 8
+        for (int n = 0; n < batch; n++) y[n] += scales[g] * (offsets ? sum[n] + offsets[g] * totals[g * batch + n] : sum[n]);
+    }
+}
+
+typedef void block_function(const levels_t *, const loose_words *, const floats *, const floats *, const float *, const float *,
+                            floats *);
+#define BLOCK(bits, kind, batch)                                                                                        \
+    static void block_##bits##_##kind##_##batch(const levels_t *w, const loose_words *codes, const floats *scales,           \
+                                                const floats *offsets, const float *x, const float *totals, floats *y) { \
+        levels_block(bits, kind, batch, w, codes, scales, offsets, x, totals, y);                                      \
+    }
+#define BLOCKS(bits, kind) BLOCK(bits, kind, 1) BLOCK(bits, kind, 8)
+#define NAMES(bits, kind) {block_##bits##_##kind##_1, block_##bits##_##kind##_8}
+BLOCKS(1, FEW) BLOCKS(2, FEW) BLOCKS(3, FEW) BLOCKS(4, FEW) BLOCKS(5, MORE)
+BLOCKS(6, ITSELF) BLOCKS(7, ITSELF) BLOCKS(8, ITSELF)
+static block_function *const blocks[][2] = {
+    NAMES(1, FEW), NAMES(2, FEW), NAMES(3, FEW), NAMES(4, FEW), NAMES(5, MORE),
+    NAMES(6, ITSELF), NAMES(7, ITSELF), NAMES(8, ITSELF),
+};
+
+/* How many of the batch go together, their values in a column side by side; zeros after the last. */
+static const int TILES[] = {1, 8};
+static int tile_of(long n) { return n > 1; }
+
+/* y (n, rows) = x (n, cols) · wᵀ + bias; returns 0 where memory is short. */
+int levels_linear(const levels_t *w, const float *bias, const float *x, long n, float *y, int threads) {
+    int tile = tile_of(n), batch = TILES[tile];
+    long unit = codes_per_unit(w->bits), cols = (w->cols + unit - 1) / unit * unit, tiles = (n + batch - 1) / batch;
+    long step = w->block_cols < w->cols ? w->block_cols : cols, groups = (cols + step - 1) / step;
+    float *packed = calloc(tiles * batch * (cols + groups) + LANES, 4);
+    if (!packed) return 0;
+    float *totals = packed + tiles * batch * cols;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && n > 1)
+    for (long t = 0; t < tiles; t++)
+        for (int b = 0; b < batch && t * batch + b < n; b++) {
+            const float *from = x + (t * batch + b) * w->cols;
+            float *to = packed + t * batch * cols + b;
+            for (long j = 0; j < w->cols; j++) to[j * batch] = from[j];
+            if (w->offsets)
+                for (long g = 0; g < groups; g++) {
+                    float sum = 0;
+                    for (long j = g * step; j < (g + 1) * step && j < w->cols; j++) sum += from[j];
+                    totals[(t * groups + g) * batch + b] = sum;
+                }
+        }
+    long row_blocks = (w->rows + LANES - 1) / LANES, size = words_per_row(w->cols, w->bits);
+    block_function *function = blocks[w->bits - 1][tile];
+    int short_of_memory = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        floats *scales = aligned_alloc(64, 2 * groups * sizeof(floats)), *offsets = scales + groups;
+        if (!scales) {
+#pragma omp atomic write
+            short_of_memory = 1;
+        }
+#pragma omp for schedule(dynamic, 4)
+        for (long i = 0; i < row_blocks; i++) {
+            if (!scales) continue;
+            long most = w->rows - i * LANES < LANES ? w->rows - i * LANES : LANES;
+            for (int l = 0; l < LANES; l++) {
+                long at = (i * LANES + (l < most ? l : 0)) / w->block_rows * groups;
+                for (long g = 0; g < groups; g++) {
+                    scales[g][l] = value_at(w->scales, w->scale_type, at + g);
+                    if (w->offsets) offsets[g][l] = value_at(w->offsets, w->offset_type, at + g);
+                }
+            }
+            for (long t = 0; t < tiles; t++) {
+                floats sum[MOST_SUMS] = {{0}};
+                function(w, w->codes + i * size, scales, w->offsets ? offsets : NULL, packed + t * batch * cols,
+                         totals + t * groups * batch, sum);
+                for (int b = 0; b < batch && t * batch + b < n; b++) {
+                    float *to = y + (t * batch + b) * w->rows + i * LANES;
+                    const float *own = bias ? bias + i * LANES : NULL;
+                    if (most == LANES) {
+                        *(loose_floats *)to = own ? sum[b] + *(const loose_floats *)own : sum[b];
+                        continue;
+                    }
+                    for (int l = 0; l < most; l++) to[l] = own ? sum[b][l] + own[l] : sum[b][l];
+                }
+            }
+        }
+        free(scales);
+    }
+    free(packed);
+    return !short_of_memory;
+}
+
+/* -- integers -------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const loose_words *codes;
+    const float *scales;  /* (rows,) of the weights */
+    const int32_t *zeros; /* (rows,): the code of zero */
+    const int32_t *sums;  /* (rows,): of codes less their zeros */
+    long rows, cols;
+    int bits, factor; /* factor: a weight is factor · code - zero */
+} integers_t;
+
+typedef struct {
+    int symmetric, most; /* largest code; of a symmetric input -most is the smallest, otherwise 0 */
+    int rule;            /* by which the scale follows from the input */
+    float scale, zero;   /* given, or what the rule found */
+} input_t;
+
+enum { GIVEN, MINMAX, ABSMAX };
+
+static void find_range(input_t *in, const float *x, long count) {
+    float least = 1e-8f, low = INFINITY, high = -INFINITY, lows[LANES], highs[LANES], nothing[LANES] = {0};
+    for (int l = 0; l < LANES; l++) lows[l] = INFINITY, highs[l] = -INFINITY;
+    for (long i = 0; i + LANES <= count; i += LANES)
+        for (int l = 0; l < LANES; l++) {
+            lows[l] = x[i + l] < lows[l] ? x[i + l] : lows[l];
+            highs[l] = x[i + l] > highs[l] ? x[i + l] : highs[l];
+            nothing[l] += x[i + l] - x[i + l]; /* or not a number */
+        }
+    for (long i = count - count % LANES; i < count; i++) {
+        lows[0] = x[i] < lows[0] ? x[i] : lows[0], highs[0] = x[i] > highs[0] ? x[i] : highs[0];
+        nothing[0] += x[i] - x[i];
+    }
+    int broken = 0;
+    for (int l = 0; l < LANES; l++) {
+        low = lows[l] < low ? lows[l] : low, high = highs[l] > high ? highs[l] : high;
+        broken |= nothing[l] != 0;
+    }
+    in->zero = 0;
+    if (!in->symmetric) {
+        low = low > 0 ? 0 : low, high = high < 0 ? 0 : high;
+        in->scale = (high - low) / (float)in->most;
+    } else
+        in->scale = in->rule == MINMAX ? (high - low) / (float)(2 * in->most) : (-low > high ? -low : high) / (float)in->most;
+    in->scale = broken ? NAN : in->scale < least ? least : in->scale;
+    if (!in->symmetric) {
+        in->zero = rintf(-low / in->scale);
+        in->zero = in->zero < 0 ? 0 : in->zero > in->most ? in->most : in->zero;
+    }
+}
+
+/* Four bytes of each lane: codes whose columns `order` names. */
+INLINE words quad(const loose_words *unit, int q, int bits) {
+    words mask = {0}, value;
+    mask += 0x01010101u * ((1u << bits) - 1);
+    if (8 % bits == 0) return *(unit + q / (8 / bits)) >> (q % (8 / bits) * bits) & mask;
+    value = field(unit, 4 * q, bits) & ((1u << bits) - 1);
+    for (int m = 1; m < 4; m++) value |= (field(unit, 4 * q + m, bits) & ((1u << bits) - 1)) << (8 * m);
+    return value;
+}
+static int order(int q, int m, int bits) {
+    return 8 % bits ? 4 * q + m : q / (8 / bits) * (32 / bits) + m * (8 / bits) + q % (8 / bits);
+}
+
+INLINE ints dot4(ints sum, words codes, int32_t x) {
+#ifdef __AVX512VNNI__
+    return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(x));
+#else
+    for (int m = 0; m < 4; m++) sum += (ints)(codes >> (8 * m) & 255) * (int32_t)(int8_t)(x >> (8 * m));
+    return sum;
+#endif
+}
+
+INLINE void integers_dot(int bits, int batch, const loose_words *w, long units, const int32_t *x, ints *sum) {
+    int quads = codes_per_unit(bits) / 4, chains = batch == 1 ? 4 : 1;
+    ints part[MOST_SUMS] = {{0}};
+    for (long u = 0; u < units; u++, w += words_per_unit(bits), x += quads * batch) {
+#pragma GCC unroll 8
+        for (int q = 0; q < quads; q++) {
+            words codes = quad(w, q, bits);
+#pragma GCC unroll 8
+            for (int n = 0; n < batch; n++) part[n * chains + q % chains] = dot4(part[n * chains + q % chains], codes, x[q * batch + n]);
+        }
+    }
+    for (int n = 0; n < batch; n++)
+        for (int c = 0; c < chains; c++) sum[n] += part[n * chains + c];
+}
+
+typedef void dot_function(const loose_words *, long, const int32_t *, ints *);
+#define DOT(bits, batch)                                                                                                 \
+    static void dot_##bits##_##batch(const loose_words *w, long units, const int32_t *x, ints *sum) {                         \
+        integers_dot(bits, batch, w, units, x, sum);                                                                    \
+    }
+#define DOTS(bits) DOT(bits, 1) DOT(bits, 8)
+DOTS(1) DOTS(2) DOTS(3) DOTS(4) DOTS(5) DOTS(6) DOTS(7) DOTS(8)
+#define DOT_NAMES(bits) {dot_##bits##_1, dot_##bits##_8}
+static dot_function *const dots[][2] = {DOT_NAMES(1), DOT_NAMES(2), DOT_NAMES(3), DOT_NAMES(4),
+                                        DOT_NAMES(5), DOT_NAMES(6), DOT_NAMES(7), DOT_NAMES(8)};
+
+/* y (n, rows) = x̂ (n, cols) · wᵀ, x̂ being x rounded to integers; the integer sums go to `sums` if it is not
+   NULL.  Changes `in` where its rule is not GIVEN.  Returns 0 where memory is short. */
+int integers_linear(const integers_t *w, input_t *in, const float *x, long n, float *y, int32_t *sums, int threads) {
+    int tile = tile_of(n), batch = TILES[tile], bits = w->bits;
+    long unit = codes_per_unit(bits), units = (w->cols + unit - 1) / unit, tiles = (n + batch - 1) / batch;
+    long size = words_per_row(w->cols, bits), row_blocks = (w->rows + LANES - 1) / LANES, quads = units * unit / 4;
+    if (in->rule != GIVEN) find_range(in, x, n * w->cols);
+    float low = in->symmetric ? -in->most : 0, high = in->most;
+    int shift = !in->symmetric && in->most > 127 ? 128 : 0, beyond = shift - (int)in->zero;
+    int32_t *packed = calloc(tiles * batch * quads + n, 4), *totals = packed + tiles * batch * quads;
+    int8_t *rounded = calloc(n * units * unit + LANES, 1);
+    if (!packed || !rounded) {
+        free(packed), free(rounded);
+        return 0;
+    }
+#pragma omp parallel for num_threads(threads) if (threads > 1 && n > 1)
+    for (long b = 0; b < n; b++) {
+        const float *from = x + b * w->cols;
+        int32_t *to = packed + b / batch * batch * quads + b % batch, total = 0;
+        int8_t *own = rounded + b * units * unit;
+        for (long j = 0; j < w->cols; j++) {
+            float step = rintf(from[j] / in->scale) + in->zero;
+            step = step < low ? low : step;
+            step = step > high ? high : step;
+            own[j] = (int8_t)((int)step - shift);
+        }
+        for (long j = 0; j < w->cols; j++) total += own[j];
+        totals[b] = total;
+        for (long u = 0; u < units; u++, own += unit)
+            for (int q = 0; q < unit / 4; q++, to += batch) {
+                int8_t four[4] = {own[order(q, 0, bits)], own[order(q, 1, bits)], own[order(q, 2, bits)], own[order(q, 3, bits)]};
+                memcpy(to, four, 4);
+            }
+    }
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 4)
+    for (long i = 0; i < row_blocks; i++) {
+        long most = w->rows - i * LANES < LANES ? w->rows - i * LANES : LANES;
+        for (long t = 0; t < tiles; t++) {
+            ints sum[MOST_SUMS] = {{0}};
+            dots[bits - 1][tile](w->codes + i * size, units, packed + t * batch * quads, sum);
+            for (int b = 0; b < batch && t * batch + b < n; b++) {
+                long at = (t * batch + b) * w->rows + i * LANES;
+                for (int l = 0; l < most; l++) {
+                    long r = i * LANES + l;
+                    int32_t s = w->factor * sum[b][l] - w->zeros[r] * totals[t * batch + b] + beyond * w->sums[r];
+                    if (sums) sums[at + l] = s;
+                    y[at + l] = (float)s * (in->scale * w->scales[r]);
+                }
+            }
+        }
+    }
+    free(packed), free(rounded);
+    return 1;
+}
+
+/* -- vectors --------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const loose_words *codes;
+    const float *table;     /* (dims, stride): one coordinate of all codewords after the other */
+    const float *codewords; /* (codewords, dims) */
+    long rows, cols, dims, stride;
+    int bits;
+} vectors_t;
+
+INLINE floats look_up(const float *table, words code) {
+#ifdef __AVX512F__
+    return (floats)_mm512_i32gather_ps((__m512i)code, table, 4);
+#else
+    floats value;
+    for (int l = 0; l < LANES; l++) value[l] = table[code[l]];
+    return value;
+#endif
+}
+
+INLINE void look_up_units(int bits, const loose_words *w, long units, const float *tables, long stride, floats *sum) {
+    int unit = codes_per_unit(bits);
+    floats part[4] = {{0}};
+    for (long u = 0; u < units; u++, w += words_per_unit(bits))
+#pragma GCC unroll 32
+        for (int k = 0; k < unit; k++, tables += stride) {
+            words code = field(w, k, bits) & ((1u << bits) - 1);
+            part[k % 4] += bits <= 4 ? level(code, FEW, bits, 0, *(const loose_floats *)tables, (floats){0})
+                                     : look_up(tables, code);
+        }
+    *sum += part[0] + part[1] + part[2] + part[3];
+}
+
+static void any_units(int bits, const loose_words *w, long units, const float *tables, long stride, floats *sum) {
+    switch (bits) {
+    case 4: look_up_units(4, w, units, tables, stride, sum); break;
+    case 8: look_up_units(8, w, units, tables, stride, sum); break;
+    default: look_up_units(bits, w, units, tables, stride, sum);
+    }
+}
+
+enum { TASK = 16, /* row blocks that go over the tables together */ NEAR = 4096 /* floats of tables in the nearest cache */ };
+
+/* y (n, rows) = x (n, cols) · wᵀ + bias by tables of every codeword's product with each part of x. */
+int vectors_look_up(const vectors_t *w, const float *bias, const float *x, long n, float *y, int threads) {
+    long unit = codes_per_unit(w->bits), vectors = w->cols / w->dims, units = (vectors + unit - 1) / unit;
+    long size = words_per_row(vectors, w->bits), row_blocks = (w->rows + LANES - 1) / LANES, stride = w->stride;
+    long step = NEAR / (stride * unit) < 1 ? 1 : NEAR / (stride * unit);
+    float *tables = aligned_alloc(64, (units * unit * stride + LANES) / LANES * LANES * sizeof(float));
+    if (!tables) return 0;
+    memset(tables + vectors * stride, 0, (units * unit - vectors) * stride * sizeof(float));
+    for (long b = 0; b < n; b++) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+        {
+#pragma omp for schedule(static)
+            for (long j = 0; j < vectors; j++) {
+                const float *part = x + b * w->cols + j * w->dims;
+                float *table = tables + j * stride;
+                for (long k = 0; k < stride; k++) table[k] = part[0] * w->table[k];
+                for (long e = 1; e < w->dims; e++)
+                    for (long k = 0; k < stride; k++) table[k] += part[e] * w->table[e * stride + k];
+            }
+#pragma omp for schedule(dynamic)
+            for (long i = 0; i < row_blocks; i += TASK) {
+                floats sum[TASK] = {{0}};
+                for (long u = 0; u < units; u += step) {
+                    long count = u + step < units ? step : units - u;
+                    for (long k = i; k < i + TASK && k < row_blocks; k++)
+                        any_units(w->bits, w->codes + k * size + u * words_per_unit(w->bits), count,
+                                  tables + u * unit * stride, stride, sum + k - i);
+                }
+                for (long r = i * LANES; r < w->rows && r < (i + TASK) * LANES; r++)
+                    y[b * w->rows + r] = sum[r / LANES - i][r % LANES] + (bias ? bias[r] : 0.0f);
+            }
+        }
+    }
+    free(tables);
+    return 1;
+}
+
+/* rows start … stop of w as floats, (stop - start, cols); start is a multiple of LANES. */
+void vectors_rows(const vectors_t *w, long start, long stop, float *out, int threads) {
+    long vectors = w->cols / w->dims, size = words_per_row(vectors, w->bits);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long r = start; r < stop; r++) {
+        const uint32_t *from = (const uint32_t *)(w->codes + r / LANES * size) + r % LANES;
+        float *to = out + (r - start) * w->cols;
+        uint64_t waiting = 0;
+        int count = 0;
+        for (long j = 0; j < vectors; j++, to += w->dims) {
+            if (count < w->bits) waiting |= (uint64_t)*from << count, from += LANES, count += 32;
+            memcpy(to, w->codewords + (waiting & ((1u << w->bits) - 1)) * w->dims, w->dims * sizeof(float));
+            waiting >>= w->bits, count -= w->bits;
+        }
+    }
+}
+
+/* -- the layout ------------------------------------------------------------------------------------------------ */
+
+/* Codes (rows, cols), of 1 or 4 bytes, less `low`, to words of zeros. */
+void pack(const void *codes, int bytes, int32_t low, long rows, long cols, int bits, uint32_t *out, int threads) {
+    long size = words_per_row(cols, bits);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long r = 0; r < rows; r++) {
+        uint32_t *to = out + r / LANES * size * LANES + r % LANES;
+        uint64_t waiting = 0;
+        int count = 0;
+        for (long j = 0; j < cols; j++) {
+            int32_t code = bytes == 1 ? ((const uint8_t *)codes)[r * cols + j] : ((const int32_t *)codes)[r * cols + j];
+            waiting |= (uint64_t)(uint32_t)(code - low) << count, count += bits;
+            if (count >= 32) *to = (uint32_t)waiting, to += LANES, waiting >>= 32, count -= 32;
+        }
+        if (count) *to = (uint32_t)waiting;
+    }
+}
+
+/* Rows start … stop of what `pack` made. */
+void unpack(const uint32_t *words, long start, long stop, long cols, int bits, int32_t low, void *codes, int bytes,
+            int threads) {
+    long size = words_per_row(cols, bits);
+    uint32_t mask = bits == 32 ? ~0u : (1u << bits) - 1;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long r = start; r < stop; r++) {
+        const uint32_t *from = words + r / LANES * size * LANES + r % LANES;
+        uint64_t waiting = 0;
+        int count = 0;
+        for (long j = 0; j < cols; j++) {
+            if (count < bits) waiting |= (uint64_t)*from << count, from += LANES, count += 32;
+            int32_t code = (int32_t)((uint32_t)waiting & mask) + low;
+            waiting >>= bits, count -= bits;
+            if (bytes == 1)
+                ((uint8_t *)codes)[(r - start) * cols + j] = (uint8_t)code;
+            else
+                ((int32_t *)codes)[(r - start) * cols + j] = code;
+        }
+    }
+}
