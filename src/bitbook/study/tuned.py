@@ -91,7 +91,7 @@ STORIES = Tuning(
         "trust": 1.0,
         "calibration": 100,
         "length": 256,
-        "training": {"epochs": 10, "batch": 8, "lr": 1e-3},
+        "training": {"epochs": 10, "batch": 8, "lr": 1e-3, "temperature": 1.0, "refit": 20},
         "dense": Plan({"*norm.weight": Uniform(8, symmetric=False)}).to_json(),
     },
     {108_000: {}, 90_000: {}, 75_000: {}},
