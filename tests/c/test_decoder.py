@@ -106,8 +106,7 @@ def test_any_codes(case: Case, shape: Shape, coder: Coder, pad: bool, seed: int)
 
 @pytest.mark.parametrize("coder", [Context("small"), Context("fast"), Rans(), CODERS[-1]], ids=repr)
 def test_streams_that_learn_from_each_other(coder: Coder) -> None:
-    for layout in ("one", "per-tensor"):
-        same(to_bytes(learning(), coder, layout)[0])
+    same(to_bytes(learning(), coder, layouts(coder))[0])
 
 
 def test_dense_types_names_ties_and_inputs() -> None:
@@ -225,10 +224,10 @@ def changed() -> Iterator[bytes]:
     rng = np.random.default_rng(0)
     for file in GOLDEN:
         data = file.read_bytes()
-        ends = {0, 1, 7, 8, 9, len(data) - 1, *rng.integers(0, len(data), 12).tolist()}
+        ends = {0, 1, 7, 8, 9, len(data) - 1, *rng.integers(0, len(data), 8).tolist()}
         yield from (data[:end] for end in sorted(ends))
         yield data + b"\0"
-        for bit in rng.integers(0, 8 * len(data), 24).tolist():
+        for bit in rng.integers(0, 8 * len(data), 16).tolist():
             turned = bytearray(data)
             turned[bit // 8] ^= 1 << bit % 8
             yield bytes(turned)
@@ -241,9 +240,9 @@ def test_damaged_files_are_refused() -> None:
 
 
 def test_changed_files_are_what_python_says() -> None:
-    report = fuzz(seed=0, files=100)
-    assert report.read > 5
-    assert report.refused["CORRUPT"] > 30
+    report = fuzz(seed=0, files=80)
+    assert report.read > 3
+    assert report.refused["CORRUPT"] > 25
 
 
 def test_errors_say_what_and_where() -> None:
