@@ -73,6 +73,7 @@ def learning(share: float = 1) -> Artifact:
         ("g", Integer(2), rng.random((40, 40)) < 0.1),
         ("h", machine, rng.standard_cauchy((30, 33)).clip(-(10**6), 10**6)),
         ("i", Codebook(5000, (1, 1)), rng.integers(0, 5000, (80, 80))),
+        ("j", whole, rng.normal(0, 9, (160, 120)).round()),
     ):
         codes = codes[: math.ceil(share * len(codes))].astype(np.int64)
         shape = codes.shape[::-1] if recipe == machine else codes.shape

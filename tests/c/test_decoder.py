@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.artifact.forge import signed, signed_one, text_of
+from tests.artifact.forge import closed_one, signed, signed_one, text_of
 from tests.c.contents import drawn, learning
 from tests.c.decoder import SOURCE, Fed, Refused, build, compiled, compiler, read
 from tests.c.fuzz import check, fuzz
@@ -21,7 +21,7 @@ from tests.golden.make import HERE
 from tests.laws.cases import CODERS, QUANTIZERS, Case
 from torch import Generator, Tensor
 
-from bitbook import Codebook, Float, Permuted, Pruned, Table, Uniform, quantize
+from bitbook import ECSQ, Codebook, Float, Permuted, Pruned, Residual, Table, Uniform, quantize
 from bitbook.artifact import Artifact, Layout, QuantizedInput, from_bytes, save, to_bytes
 from bitbook.blocks import Shape
 from bitbook.coding.coder import Coder
@@ -106,8 +106,7 @@ def test_any_codes(case: Case, shape: Shape, coder: Coder, pad: bool, seed: int)
 
 @pytest.mark.parametrize("coder", [Context("small"), Context("fast"), Rans(), CODERS[-1]], ids=repr)
 def test_streams_that_learn_from_each_other(coder: Coder) -> None:
-    for layout in ("one", "per-tensor"):
-        same(to_bytes(learning(), coder, layout)[0])
+    same(to_bytes(learning(), coder, layouts(coder))[0])
 
 
 def test_dense_types_names_ties_and_inputs() -> None:
@@ -186,15 +185,49 @@ def _table(*levels: str) -> bytes:
     return signed(text_of({"__metadata__": metadata, "w": entry}), b"\0\0\x80?\xa5")
 
 
+def test_fields_that_only_encoders_need() -> None:
+    rng = np.random.default_rng(6)
+    stages = (Codebook(4), Uniform(2))
+    tensors = {"a": drawn(ECSQ(dead_zone=0.625), (4, 8), rng), "b": drawn(Residual(stages, beam=3), (4, 8), rng)}
+    same(to_bytes(Artifact(tensors))[0])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        (["Balanced", ["RowScaled", ["Uniform", 2]]], "two side tensors have the name rows"),
+        (["SignMagnitude", ["Rotated", ["SignMagnitude", ["Uniform", 2]]]], "signs have signs"),
+        (["ECSQ", {"dead_zone": 0.5}], "dead_zone is not"),
+        (["ECSQ", {"dead_zone": 1.0}], "dead_zone is not"),
+        (["Codebook", 0.5], "size is not"),
+        (["Uniform", 1], "one bit has no level but zero"),
+        (["TCQ", 2, {"states": 12}], "no machine of 12 states"),
+        (["Lattice", "E8"], "kind is the default"),
+        (["Uniform", 4, {"scale": "Float"}], "scale is the default"),
+        (["Uniform", 4, {"size": 3}], "no such field"),
+        (["Codebook", 3, {"block": [3, 3]}], "w: 4 rows do not divide into blocks of 3"),
+        ("Codebook", "size is missing"),
+        ("Nonsense", "does not know"),
+    ],
+    ids=str,
+)
+def test_recipes_that_are_none(recipe: object, reason: str) -> None:
+    data = closed_one(text_of({"recipes": [recipe], "tensors": {"w": [[4, 8], 0]}}), bytes(99))
+    with pytest.raises(CorruptArtifact):
+        from_bytes(data)
+    with pytest.raises(Refused, match=f"CORRUPT.*{reason}"):
+        read(data)
+
+
 def changed() -> Iterator[bytes]:
     """Golden files cut off in some places, or with some bits turned."""
     rng = np.random.default_rng(0)
     for file in GOLDEN:
         data = file.read_bytes()
-        ends = {0, 1, 7, 8, 9, len(data) - 1, *rng.integers(0, len(data), 12).tolist()}
+        ends = {0, 1, 7, 8, 9, len(data) - 1, *rng.integers(0, len(data), 8).tolist()}
         yield from (data[:end] for end in sorted(ends))
         yield data + b"\0"
-        for bit in rng.integers(0, 8 * len(data), 24).tolist():
+        for bit in rng.integers(0, 8 * len(data), 16).tolist():
             turned = bytearray(data)
             turned[bit // 8] ^= 1 << bit % 8
             yield bytes(turned)
@@ -207,9 +240,9 @@ def test_damaged_files_are_refused() -> None:
 
 
 def test_changed_files_are_what_python_says() -> None:
-    report = fuzz(seed=0, files=100)
-    assert report.read > 5
-    assert report.refused["CORRUPT"] > 30
+    report = fuzz(seed=0, files=80)
+    assert report.read > 3
+    assert report.refused["CORRUPT"] > 25
 
 
 def test_errors_say_what_and_where() -> None:
