@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-LATE = ("sklearn", "matplotlib", "optuna", "numba", "PIL", "scipy")
+LATE = ("sklearn", "matplotlib", "optuna", "numba", "PIL", "scipy", "transformers", "onnx", "onnxruntime", "torchao")
 
 
 @pytest.mark.parametrize("module", ["bitbook", "bitbook.data", "bitbook.models"])

@@ -223,6 +223,17 @@ def test_a_buffer_of_another_tensor_is_refused(tmp_path: Path) -> None:
         transformers.LlamaForCausalLM.from_pretrained(tmp_path)
 
 
+def test_parameters_that_the_model_calls_otherwise_are_named(tmp_path: Path) -> None:
+    model = llama()
+    huggingface.pack_(model, compress(model, matrices(model, Uniform(4, (1, 16)))), QUICK).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    tensors = config["quantization_config"]["tensors"]
+    tensors["model.layers.0.mlp.w1.weight"] = tensors.pop("model.layers.0.mlp.up_proj.weight")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelMismatch, match="mlp.w1.weight is packed in the folder, but LlamaForCausalLM has no such"):
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+
+
 def test_each_buffer_is_a_bitbook_file(tmp_path: Path) -> None:
     model = llama()
     artifact = compress(model, matrices(model, Uniform(4, (1, 16))))

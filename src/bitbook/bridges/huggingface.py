@@ -166,6 +166,11 @@ class BitbookQuantizer(HfQuantizer):
             return
         for name, size in self.quantization_config.tensors.items():
             place = _place(model, name)
+            if place is None and name.startswith(f"{getattr(model, 'base_model_prefix', '')}."):
+                raise ModelMismatch(
+                    f"{name} is packed in the folder, but {type(model).__name__} has no such parameter; another "
+                    "version of transformers may call it otherwise: load the folder with the one that saved it"
+                )
             if place is None:
                 continue  # of a head that this class does not have; the loader reports its keys as unexpected
             module, attribute = place
