@@ -34,7 +34,20 @@ from bench.peers.environments import environment, shown
 from torch import Tensor, nn
 
 import bitbook
-from bitbook import ECSQ, NF4, Activation, Artifact, Codebook, Plan, Quantized, Quantizer, Rotated, Table, Uniform
+from bitbook import (
+    ECSQ,
+    NF4,
+    Activation,
+    Artifact,
+    Codebook,
+    Plan,
+    Quantized,
+    Quantizer,
+    Residual,
+    Rotated,
+    Table,
+    Uniform,
+)
 from bitbook.artifact import QuantizedInput
 from bitbook.coding.coder import Coder
 from bitbook.coding.fixed import Fixed
@@ -98,7 +111,8 @@ def layer_plans() -> dict[str, Plan]:
         "pairs, 16 codewords": Codebook(16, (1, 2)),
         "fours, 256 codewords": Codebook(256, (1, 4)),
         "rows, 25 %": Codebook(0.25, (1, -1)),
-        "rotated, 4 bits (the reference)": Rotated(Uniform(4, (1, -1))),
+        "rotated, 4 bits": Rotated(Uniform(4, (1, -1))),
+        "two stages of fours (the reference)": Residual((Codebook(256, (1, 4)), Uniform(2, (1, -1)))),
     }
     plans = {name: Plan({"weight": recipe}) for name, recipe in recipes.items()}
     for bits in (4, 8):
@@ -156,23 +170,30 @@ def artifact(dense: nn.Module, plan: Plan) -> Artifact:
         if recipe is not None:
             w = tensors[name]
             assert isinstance(w, Tensor)
-            tensors[name] = _arbitrary(recipe, w) if isinstance(recipe, Codebook) else quantize(recipe, w)
+            tensors[name] = (
+                quantize(recipe, w) if not isinstance(recipe, Codebook | Residual) else _arbitrary(recipe, w)
+            )
     names = [name for name, _ in dense.named_modules()]
     inputs = {n: QuantizedInput(a) for n, a in plan.activations(names).items() if a is not None}
     return Artifact(tensors, inputs)
 
 
-def _arbitrary(recipe: Codebook, w: Tensor) -> Quantized:
+def _arbitrary(recipe: Quantizer, w: Tensor) -> Quantized:
+    """A tensor of w's shape and of the recipe's size, with numbers drawn at random."""
     generator = torch.Generator().manual_seed(0)
     shape = tuple(w.shape)
-    resolved = recipe.resolve(shape)
-    (spec,) = resolved.layout(shape)
-    assert spec.alphabet is not None
-    dtype = torch.uint8 if spec.alphabet <= 256 else torch.int32
-    codes = torch.randint(spec.alphabet, spec.grid, generator=generator).to(dtype)
-    child = resolved.children(shape)["centroids"]
-    side = quantize(child.recipe, w.std() * torch.randn(child.shape, generator=generator))
-    return Quantized(resolved.with_children({"centroids": side.recipe}), shape, {"codes": codes}, {"centroids": side})
+    recipe = recipe.resolve(shape)
+    codes = {}
+    for spec in recipe.layout(shape):
+        assert spec.alphabet is not None
+        dtype = torch.uint8 if spec.alphabet <= 256 else torch.int32
+        codes[spec.name] = torch.randint(spec.alphabet, spec.grid, generator=generator).to(dtype)
+    spread = float(w.std())
+    side = {
+        name: quantize(child.recipe, spread * torch.rand(child.shape, generator=generator))
+        for name, child in recipe.children(shape).items()
+    }
+    return Quantized(recipe.with_children({name: q.recipe for name, q in side.items()}), shape, codes, side)
 
 
 def _bytes(model: nn.Module) -> int:
@@ -529,9 +550,9 @@ def document(rows: Sequence[Row], command: str) -> str:
         "# Running from packed codes",
         "",
         f"Made by `{command}`, torch {torch.__version__}; every number is",
-        "a row of [runtime.csv](runtime.csv). Medians of rounds in which all ways of a case take turns; processor time where",
-        "there is one thread. *Ratio*: time over that of dense float32 in the same round, so below 1 is faster. Bytes are",
-        "those of all weights as they lie in memory.",
+        "a row of [runtime.csv](runtime.csv). Medians of rounds in which all ways of a case take turns; with one thread,",
+        "of processor time. *Ratio*: time over that of dense float32 in the same round, so below 1 is faster. Bytes are those",
+        "of all weights as they lie in memory.",
         f"Peers: {', '.join(PEERS)}; dynamic int8 is torch's own. Sessions of ONNX Runtime are",
         "not copied, so that its weights may stay in a cache where others cannot.",
         "",

@@ -82,7 +82,7 @@ class FakeQuantize(nn.Module):
         w = checked(weight)
         self.shape, self.dtype, self.options = tuple(w.shape), weight.dtype, options
         recipe = recipe.resolve(self.shape)
-        fitted = recipe.fit(w, importance=importance, options=options, generator=generator)
+        fitted = _fitted(recipe, w, importance, options, generator)
         self.recipe = recipe.resolve(self.shape, fitted)
         frozen = regime.codes == "frozen" or (regime.codes is None and not recipe.trains_codes)
         habit = recipe.learns_side or not recipe.trains_codes
@@ -110,7 +110,7 @@ class FakeQuantize(nn.Module):
             self.register_buffer("latent", weight.detach())
         if frozen or self._reassign_every > 1:
             with torch.no_grad():
-                self._keep(self.recipe.encode(w, self._side_values(), importance=importance))
+                self._keep(self._encoded(w, self._side_values(), importance))
         if regime.codes == "soft":
             with torch.no_grad():
                 self._temperature = self._warmth(w, regime.temperature)
@@ -146,7 +146,7 @@ class FakeQuantize(nn.Module):
         """Fit the side tensors to the latent weight as it is now; raises `PlanError` under frozen codes."""
         if self.latent is None:
             raise PlanError(f"{self.recipe!r}: frozen codes have no latent weight to fit side tensors to")
-        fitted = self.recipe.fit(checked(self.latent), options=options)
+        fitted = _fitted(self.recipe, checked(self.latent), None, options, None)
         for name, source in self._sources():
             if source.latent is None or source.latent.shape != fitted[name].shape:
                 raise PlanError(f"{self.recipe!r}: the fit of {name} no longer has the shape that is stored")
@@ -195,7 +195,7 @@ class FakeQuantize(nn.Module):
         if not codes:
             assert w is not None
             values = {name: q.decode() for name, q in side.items()}
-            codes = self.recipe.encode(w, values) if price is None else self.recipe.encode_priced(w, values, price)
+            codes = self._encoded(w, values) if price is None else self.recipe.encode_priced(w, values, price)
         return self.recipe.without_unused(Quantized(self.recipe.decoder(), self.shape, codes, side))
 
     def extra_repr(self) -> str:
@@ -223,10 +223,16 @@ class FakeQuantize(nn.Module):
             source._buffers["latent"] = new[name]
         return {name: source.forward() for name, source in sources}
 
+    def _encoded(self, w: Tensor, side: Mapping[str, Tensor], importance: Tensor | None = None) -> Mapping[str, Tensor]:
+        """Codes on the device of `w`, found on the CPU, whose loops encoders are written for."""
+        own = None if importance is None else importance.cpu()
+        codes = self.recipe.encode(w.cpu(), {name: value.cpu() for name, value in side.items()}, importance=own)
+        return {name: stream.to(w.device) for name, stream in codes.items()}
+
     def _warmth(self, w: Tensor, multiple: float) -> float:
         """The squared distance that is `multiple` times the mean squared error of a code."""
         side = self._side_values()
-        gap = w - self.recipe.decode(self.recipe.encode(w, side), side, self.shape)
+        gap = w - self.recipe.decode(self._encoded(w, side), side, self.shape)
         codes = math.prod(self.recipe.layout(self.shape)[0].grid)
         coldest = _COLDEST * float(w.square().sum()) / codes
         return multiple * float(gap.square().sum()) / codes + coldest + torch.finfo(torch.float32).tiny
@@ -235,7 +241,7 @@ class FakeQuantize(nn.Module):
         if self._reassign_every and self.training and torch.is_grad_enabled():
             if self._forwards % self._reassign_every == 0:
                 with torch.no_grad():
-                    self._keep(self.recipe.encode(w, side))
+                    self._keep(self._encoded(w, side))
             self._forwards += 1
         return StraightThrough.apply(w, self.recipe.decode(self.codes, side, self.shape))
 
@@ -243,3 +249,12 @@ class FakeQuantize(nn.Module):
         self._code_names = tuple(codes)
         for name, stream in codes.items():
             self.register_buffer(f"codes_{name}", stream)
+
+
+def _fitted(
+    recipe: Quantizer, w: Tensor, importance: Tensor | None, options: FitOptions, generator: Generator | None
+) -> dict[str, Tensor]:
+    """Side tensors on the device of `w`, fitted on the CPU."""
+    own = None if importance is None else importance.cpu()
+    fitted = recipe.fit(w.cpu(), importance=own, options=options, generator=generator)
+    return {name: value.to(w.device) for name, value in fitted.items()}

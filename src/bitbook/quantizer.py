@@ -372,11 +372,22 @@ def quantize(
         WeightError: `w` (or a side tensor fitted to it) holds NaN or infinity.
     """
     w = checked(w)
+    if not w.is_cpu:  # fits are loops over little data, written for processors
+        own = None if importance is None else importance.cpu()
+        made = quantize(recipe, w.cpu(), encoder=encoder, importance=own, options=options, generator=generator)
+        return moved(made, w.device)
     if encoder is not None:
         return encoder.quantize(recipe, w, importance=importance, options=options, generator=generator)
     recipe = recipe.resolve(tuple(w.shape))
     fitted = recipe.fit(w, importance=importance, options=options, generator=generator)
     return encode_fitted(recipe, w, fitted, options, lambda r, side: r.encode(w, side, importance=importance))
+
+
+def moved(quantized: Quantized, device: torch.device) -> Quantized:
+    """The same tensor with codes and side tensors on a device."""
+    codes = {name: stream.to(device) for name, stream in quantized.codes.items()}
+    side = {name: moved(child, device) for name, child in quantized.side.items()}
+    return Quantized(quantized.recipe, quantized.shape, codes, side)
 
 
 def encode_fitted(

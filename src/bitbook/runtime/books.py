@@ -8,6 +8,7 @@ vectors   few inputs: tables of every codeword's product with each part of x, lo
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +27,10 @@ from bitbook.scalar.leaves import Float
 from bitbook.vector.codebook import Codebook
 
 MOST_LOOKED_UP = 4
-"""Inputs up to which tables are quicker than decoding (`bench/runtime.py`); with more, rows are decoded for all."""
+MOST_PERMUTED = 48
+"""Inputs up to which tables are quicker than decoding (`bench/runtime.py`); with more, rows are decoded for all.
+
+The second is for tables of at most 16 codewords, which a register holds."""
 
 _MOST_BITS = 16
 
@@ -49,6 +53,8 @@ class Rows(Packed):
         if grid.r != 1 or grid.C != 1:
             return None
         centroids = quantized.side["centroids"]
+        if centroids.recipe == Float():
+            return cls(quantized, Panels(centroids))
         if isinstance(centroids.recipe, Float):
             return cls(quantized, Dense.of(centroids))
         return cls(quantized, Levels.of(centroids) or Streams(centroids))
@@ -60,8 +66,60 @@ class Rows(Packed):
         return self.centroids.select(self.labels[index])
 
     def linear(self, x: F32[Tensor, "batch cols"], bias: F32[Tensor, " rows"] | None) -> F32[Tensor, "batch rows"]:
-        y = self.centroids.linear(x, None).index_select(1, self.labels)
-        return y if bias is None else y.add_(bias)
+        if self._prepared is None:
+            self._prepared = self._native() or self._plain()
+        return self._prepared(x, bias)
+
+    def _plain(self) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """The product by torch."""
+        product, labels = self.centroids.linear, self.labels
+
+        def linear(x: Tensor, bias: Tensor | None) -> Tensor:
+            y = product(x, None).index_select(1, labels)
+            return y if bias is None else y.add_(bias)
+
+        return linear
+
+    def _native(self) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+        """The product by native.c, of centroids that are floats."""
+        library, panels = native.library(), self.centroids
+        if library is None or not isinstance(panels, Panels) or not panels.values.is_cpu:
+            return None
+        kept = panels.values, self.labels
+        pointers = (tensor.data_ptr() for tensor in kept)
+        structure = native.Rows(*pointers, self.rows, self.cols, len(panels.values))
+        reference, rows, call = ctypes.byref(structure), self.rows, library.rows_linear
+        size, plain = panels.values.numel(), self._plain()
+
+        def linear(x: Tensor, bias: Tensor | None, _: Any = (kept, structure)) -> Tensor:
+            if not is_plain(x):
+                return plain(x, bias)
+            n = len(x)
+            y, pointer = torch.empty(n, rows), None if bias is None else bias.data_ptr()
+            if not call(reference, pointer, x.data_ptr(), n, y.data_ptr(), threads_for(n * size)):
+                raise MemoryError(f"a product of {n} × {rows} finds no room for its input")
+            return y
+
+        return linear
+
+
+class Panels(Packed):
+    """Floats in panels of 16 rows, column by column, as products read them."""
+
+    how = "floats"
+    values: Tensor
+
+    def __init__(self, quantized: Quantized) -> None:
+        super().__init__(quantized.recipe, quantized.shape)
+        padded = torch.zeros(-(-self.rows // LANES) * LANES, self.cols)
+        padded[: self.rows] = quantized.decode()
+        self.register_buffer("values", padded.reshape(-1, LANES, self.cols).transpose(1, 2).contiguous())
+
+    def tile(self, start: int, stop: int) -> F32[Tensor, "some cols"]:
+        return self.values.transpose(1, 2).reshape(-1, self.cols)[start:stop]
+
+    def select(self, index: Int[Tensor, " some"]) -> F32[Tensor, "some cols"]:
+        return self.values[index // LANES, :, index % LANES]
 
 
 class Vectors(Packed):
@@ -105,7 +163,8 @@ class Vectors(Packed):
         return self.codewords.index_select(0, codes.reshape(-1).int()).reshape(len(codes), self.cols)
 
     def linear(self, x: F32[Tensor, "batch cols"], bias: F32[Tensor, " rows"] | None) -> F32[Tensor, "batch rows"]:
-        prepared = self._native() if len(x) <= MOST_LOOKED_UP and is_plain(x) else None
+        most = MOST_LOOKED_UP if self.codes.bits > 4 else MOST_PERMUTED
+        prepared = self._native() if len(x) <= most and is_plain(x) else None
         if prepared is None:
             return super().linear(x, bias)
         y, pointer = torch.empty(len(x), self.rows), None if bias is None else bias.data_ptr()

@@ -9,7 +9,10 @@ from bitbook.quantizer import Quantized, Quantizer
 from bitbook.runtime.books import Rows, Vectors
 from bitbook.runtime.levels import SCALARS, Levels
 from bitbook.runtime.packed import Dense, Packed, Streams
+from bitbook.runtime.turned import Turned
 from bitbook.scalar.leaves import Float
+from bitbook.transforms.permuted import Permuted
+from bitbook.transforms.rotated import Rotated
 from bitbook.vector.codebook import Codebook
 
 Operation = Literal["linear", "embedding"]
@@ -22,6 +25,7 @@ _OF: Mapping[type[Quantizer], tuple[Form, ...]] = {
     **{kind: (Levels.of,) for kind in SCALARS},
     Codebook: (Rows.of, Vectors.of, Levels.of),
     Float: (Dense.of,),
+    **{kind: (lambda quantized: Turned.of(quantized, pack_tensor),) for kind in (Rotated, Permuted)},
 }
 KERNELS: Mapping[tuple[Operation, type[Quantizer]], tuple[Form, ...]] = {
     (operation, kind): forms for kind, forms in _OF.items() for operation in ("linear", "embedding")

@@ -20,6 +20,7 @@ typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef floats loose_floats __attribute__((aligned(4), may_alias));
+typedef ints loose_ints __attribute__((aligned(4), may_alias));
 typedef words loose_words __attribute__((aligned(4), may_alias));
 
 /* Codes that fill whole words: 32 / gcd(bits, 32). */
@@ -134,6 +135,46 @@ static block_function *const blocks[][2] = {
 static const int TILES[] = {1, 8};
 static int tile_of(long n) { return n > 1; }
 
+/* to[j * 8 + b] = x[b * cols + j], for `count` <= 8 inputs. */
+static void interleave(const float *x, int count, long cols, float *to) {
+    long j = 0;
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+    typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define FIRST(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define SECOND(a, b) __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+#define LEFT(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11)
+#define RIGHT(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
+    for (; count == 8 && j + 8 <= cols; j += 8) {
+        eight r[8], t[8], u[8];
+        for (int b = 0; b < 8; b++) r[b] = *(const eight *)(x + b * cols + j);
+        for (int b = 0; b < 8; b += 2) t[b] = LOW(r[b], r[b + 1]), t[b + 1] = HIGH(r[b], r[b + 1]);
+        for (int b = 0; b < 8; b += 4)
+            for (int k = 0; k < 2; k++) u[b + 2 * k] = FIRST(t[b + k], t[b + k + 2]), u[b + 2 * k + 1] = SECOND(t[b + k], t[b + k + 2]);
+        for (int k = 0; k < 4; k++) {
+            *(eight *)(to + (j + k) * 8) = LEFT(u[k], u[k + 4]);
+            *(eight *)(to + (j + k + 4) * 8) = RIGHT(u[k], u[k + 4]);
+        }
+    }
+#endif
+#endif
+    for (; j < cols; j++)
+        for (int b = 0; b < count; b++) to[j * 8 + b] = x[b * cols + j];
+}
+
+/* The inputs as products want them, of `cols` columns, into zeros; a tile after the other. */
+static void tile_inputs(const float *x, long n, long x_cols, long cols, float *packed, int threads) {
+    if (n == 1) {
+        memcpy(packed, x, x_cols * sizeof(float));
+        return;
+    }
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long t = 0; t < (n + 7) / 8; t++)
+        interleave(x + t * 8 * x_cols, n - t * 8 < 8 ? (int)(n - t * 8) : 8, x_cols, packed + t * 8 * cols);
+}
+
 /* y (n, rows) = x (n, cols) · wᵀ + bias; returns 0 where memory is short. */
 int levels_linear(const levels_t *w, const float *bias, const float *x, long n, float *y, int threads) {
     int tile = tile_of(n), batch = TILES[tile];
@@ -142,19 +183,14 @@ int levels_linear(const levels_t *w, const float *bias, const float *x, long n, 
     float *packed = calloc(tiles * batch * (cols + groups) + LANES, 4);
     if (!packed) return 0;
     float *totals = packed + tiles * batch * cols;
-#pragma omp parallel for num_threads(threads) if (threads > 1 && n > 1)
-    for (long t = 0; t < tiles; t++)
-        for (int b = 0; b < batch && t * batch + b < n; b++) {
-            const float *from = x + (t * batch + b) * w->cols;
-            float *to = packed + t * batch * cols + b;
-            for (long j = 0; j < w->cols; j++) to[j * batch] = from[j];
-            if (w->offsets)
-                for (long g = 0; g < groups; g++) {
-                    float sum = 0;
-                    for (long j = g * step; j < (g + 1) * step && j < w->cols; j++) sum += from[j];
-                    totals[(t * groups + g) * batch + b] = sum;
-                }
-        }
+    tile_inputs(x, n, w->cols, cols, packed, threads);
+    if (w->offsets)
+        for (long b = 0; b < n; b++)
+            for (long g = 0; g < groups; g++) {
+                float sum = 0;
+                for (long j = g * step; j < (g + 1) * step && j < w->cols; j++) sum += x[b * w->cols + j];
+                totals[(b / batch * groups + g) * batch + b % batch] = sum;
+            }
     long row_blocks = (w->rows + LANES - 1) / LANES, size = words_per_row(w->cols, w->bits);
     block_function *function = blocks[w->bits - 1][tile];
     int short_of_memory = 0;
@@ -271,12 +307,12 @@ INLINE ints dot4(ints sum, words codes, int32_t x) {
 
 INLINE void integers_dot(int bits, int batch, const loose_words *w, long units, const int32_t *x, ints *sum) {
     int quads = codes_per_unit(bits) / 4, chains = batch == 1 ? 4 : 1;
-    ints part[MOST_SUMS] = {{0}};
+    ints part[16] = {{0}};
     for (long u = 0; u < units; u++, w += words_per_unit(bits), x += quads * batch) {
 #pragma GCC unroll 8
         for (int q = 0; q < quads; q++) {
             words codes = quad(w, q, bits);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int n = 0; n < batch; n++) part[n * chains + q % chains] = dot4(part[n * chains + q % chains], codes, x[q * batch + n]);
         }
     }
@@ -289,16 +325,16 @@ typedef void dot_function(const loose_words *, long, const int32_t *, ints *);
     static void dot_##bits##_##batch(const loose_words *w, long units, const int32_t *x, ints *sum) {                         \
         integers_dot(bits, batch, w, units, x, sum);                                                                    \
     }
-#define DOTS(bits) DOT(bits, 1) DOT(bits, 8)
+#define DOTS(bits) DOT(bits, 1) DOT(bits, 8) DOT(bits, 16)
 DOTS(1) DOTS(2) DOTS(3) DOTS(4) DOTS(5) DOTS(6) DOTS(7) DOTS(8)
-#define DOT_NAMES(bits) {dot_##bits##_1, dot_##bits##_8}
-static dot_function *const dots[][2] = {DOT_NAMES(1), DOT_NAMES(2), DOT_NAMES(3), DOT_NAMES(4),
+#define DOT_NAMES(bits) {dot_##bits##_1, dot_##bits##_8, dot_##bits##_16}
+static dot_function *const dots[][3] = {DOT_NAMES(1), DOT_NAMES(2), DOT_NAMES(3), DOT_NAMES(4),
                                         DOT_NAMES(5), DOT_NAMES(6), DOT_NAMES(7), DOT_NAMES(8)};
 
 /* y (n, rows) = x̂ (n, cols) · wᵀ, x̂ being x rounded to integers; the integer sums go to `sums` if it is not
    NULL.  Changes `in` where its rule is not GIVEN.  Returns 0 where memory is short. */
 int integers_linear(const integers_t *w, input_t *in, const float *x, long n, float *y, int32_t *sums, int threads) {
-    int tile = tile_of(n), batch = TILES[tile], bits = w->bits;
+    int tile = n == 1 ? 0 : n <= 8 ? 1 : 2, batch = tile < 2 ? TILES[tile] : 16, bits = w->bits;
     long unit = codes_per_unit(bits), units = (w->cols + unit - 1) / unit, tiles = (n + batch - 1) / batch;
     long size = words_per_row(w->cols, bits), row_blocks = (w->rows + LANES - 1) / LANES, quads = units * unit / 4;
     if (in->rule != GIVEN) find_range(in, x, n * w->cols);
@@ -333,10 +369,17 @@ int integers_linear(const integers_t *w, input_t *in, const float *x, long n, fl
     for (long i = 0; i < row_blocks; i++) {
         long most = w->rows - i * LANES < LANES ? w->rows - i * LANES : LANES;
         for (long t = 0; t < tiles; t++) {
-            ints sum[MOST_SUMS] = {{0}};
+            ints sum[16] = {{0}};
             dots[bits - 1][tile](w->codes + i * size, units, packed + t * batch * quads, sum);
             for (int b = 0; b < batch && t * batch + b < n; b++) {
                 long at = (t * batch + b) * w->rows + i * LANES;
+                if (most == LANES && !sums) {
+                    ints whole = w->factor * sum[b] - *(const loose_ints *)(w->zeros + i * LANES) * totals[t * batch + b] +
+                                 beyond * *(const loose_ints *)(w->sums + i * LANES);
+                    floats scale = in->scale * *(const loose_floats *)(w->scales + i * LANES);
+                    *(loose_floats *)(y + at) = __builtin_convertvector(whole, floats) * scale;
+                    continue;
+                }
                 for (int l = 0; l < most; l++) {
                     long r = i * LANES + l;
                     int32_t s = w->factor * sum[b][l] - w->zeros[r] * totals[t * batch + b] + beyond * w->sums[r];
@@ -430,21 +473,94 @@ int vectors_look_up(const vectors_t *w, const float *bias, const float *x, long 
     return 1;
 }
 
-/* rows start … stop of w as floats, (stop - start, cols); start is a multiple of LANES. */
+INLINE void vectors_row(const vectors_t *w, long dims, const uint32_t *from, float *to) {
+    uint64_t waiting = 0;
+    int count = 0;
+    for (long j = 0; j < w->cols / dims; j++, to += dims) {
+        if (count < w->bits) waiting |= (uint64_t)*from << count, from += LANES, count += 32;
+        const float *codeword = w->codewords + (waiting & ((1u << w->bits) - 1)) * dims;
+        for (long e = 0; e < dims; e++) to[e] = codeword[e];
+        waiting >>= w->bits, count -= w->bits;
+    }
+}
+
+/* rows start … stop of w as floats, (stop - start, cols). */
 void vectors_rows(const vectors_t *w, long start, long stop, float *out, int threads) {
-    long vectors = w->cols / w->dims, size = words_per_row(vectors, w->bits);
+    long size = words_per_row(w->cols / w->dims, w->bits);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (long r = start; r < stop; r++) {
         const uint32_t *from = (const uint32_t *)(w->codes + r / LANES * size) + r % LANES;
         float *to = out + (r - start) * w->cols;
-        uint64_t waiting = 0;
-        int count = 0;
-        for (long j = 0; j < vectors; j++, to += w->dims) {
-            if (count < w->bits) waiting |= (uint64_t)*from << count, from += LANES, count += 32;
-            memcpy(to, w->codewords + (waiting & ((1u << w->bits) - 1)) * w->dims, w->dims * sizeof(float));
-            waiting >>= w->bits, count -= w->bits;
+        switch (w->dims) {
+        case 2: vectors_row(w, 2, from, to); break;
+        case 4: vectors_row(w, 4, from, to); break;
+        case 8: vectors_row(w, 8, from, to); break;
+        default: vectors_row(w, w->dims, from, to);
         }
     }
+}
+
+/* -- rows ------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    const loose_floats *panels; /* [block of 16 centroids][column]: a column of all sixteen */
+    const int32_t *labels;      /* (rows,) */
+    long rows, cols, blocks;
+} rows_t;
+
+/* out[n][lane] of `count` neighbouring blocks of centroids, for a tile of the batch. */
+INLINE void panels_dot(int batch, int count, const loose_floats *panels, long cols, const float *x, float *out, long stride) {
+    int chains = batch == 1 ? 4 : 1;
+    floats sum[16] = {{0}};
+    long whole = cols - cols % chains;
+    for (long j = 0; j < whole; j += chains)
+#pragma GCC unroll 4
+        for (int c = 0; c < chains; c++)
+#pragma GCC unroll 2
+            for (int k = 0; k < count; k++) {
+                floats column = panels[k * cols + j + c];
+#pragma GCC unroll 8
+                for (int n = 0; n < batch; n++) sum[(n * chains + c) * count + k] += column * x[(j + c) * batch + n];
+            }
+    for (long j = whole; j < cols; j++)
+        for (int k = 0; k < count; k++) sum[k] += panels[k * cols + j] * x[j * batch];
+#pragma GCC unroll 8
+    for (int n = 0; n < batch; n++)
+#pragma GCC unroll 2
+        for (int k = 0; k < count; k++) {
+            floats total = sum[n * chains * count + k];
+#pragma GCC unroll 4
+            for (int c = 1; c < chains; c++) total += sum[(n * chains + c) * count + k];
+            *(loose_floats *)(out + n * stride + k * LANES) = total;
+        }
+}
+
+/* y (n, rows) = x (n, cols) · centroidsᵀ, gathered by the labels, + bias; returns 0 where memory is short. */
+int rows_linear(const rows_t *w, const float *bias, const float *x, long n, float *y, int threads) {
+    long tiles = n == 1 ? 1 : (n + 7) / 8, batch = n == 1 ? 1 : 8, stride = w->blocks * LANES, cols = w->cols;
+    float *packed = calloc(tiles * batch * (n == 1 ? 0 : cols) + tiles * batch * stride + LANES, sizeof(float));
+    if (!packed) return 0;
+    float *products = packed + (n == 1 ? 0 : tiles * batch * cols);
+    if (n > 1) tile_inputs(x, n, cols, cols, packed, threads);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long i = 0; i < w->blocks; i += 2) {
+        const loose_floats *panels = w->panels + i * cols;
+        int two = i + 1 < w->blocks;
+        for (long t = 0; t < tiles; t++) {
+            float *out = products + t * batch * stride + i * LANES;
+            const float *own = packed + t * batch * cols;
+            if (n == 1)
+                two ? panels_dot(1, 2, panels, cols, x, out, stride) : panels_dot(1, 1, panels, cols, x, out, stride);
+            else
+                two ? panels_dot(8, 2, panels, cols, own, out, stride) : panels_dot(8, 1, panels, cols, own, out, stride);
+        }
+    }
+#pragma omp parallel for num_threads(threads) if (threads > 1 && n > 1)
+    for (long b = 0; b < n; b++)
+        for (long r = 0; r < w->rows; r++)
+            y[b * w->rows + r] = products[b * stride + w->labels[r]] + (bias ? bias[r] : 0.0f);
+    free(packed);
+    return 1;
 }
 
 /* -- the layout ------------------------------------------------------------------------------------------------ */

@@ -69,11 +69,21 @@ class Vectors(Structure):
     )
 
 
+class Rows(Structure):
+    """`rows_t`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("panels", "labels")),
+        *((name, c_long) for name in ("rows", "cols", "blocks")),
+    )
+
+
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "levels_linear": (POINTER(Levels), c_void_p, c_void_p, c_long, c_void_p, c_int),
     "integers_linear": (POINTER(Integers), POINTER(Input), c_void_p, c_long, c_void_p, c_void_p, c_int),
     "vectors_look_up": (POINTER(Vectors), c_void_p, c_void_p, c_long, c_void_p, c_int),
     "vectors_rows": (POINTER(Vectors), c_long, c_long, c_void_p, c_int),
+    "rows_linear": (POINTER(Rows), c_void_p, c_void_p, c_long, c_void_p, c_int),
     "pack": (c_void_p, c_int, c_int32, c_long, c_long, c_int, c_void_p, c_int),
     "unpack": (c_void_p, c_long, c_long, c_long, c_int, c_int32, c_void_p, c_int, c_int),
 }
