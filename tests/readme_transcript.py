@@ -119,7 +119,7 @@ def run(folder: Path, readme: str, *, install_torch: bool, study: bool) -> Trans
     """Everything; raises SystemExit where a line fails, after it was said."""
     said = Transcript()
     environment = folder / "environment"
-    variables = {n: v for n, v in os.environ.items() if n not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    variables = {n: v for n, v in os.environ.items() if n != "VIRTUAL_ENV" and not n.startswith("PYTHON")}
     variables["PATH"] = f"{environment / 'bin'}{os.pathsep}{variables['PATH']}"
 
     def shell(command: str, cwd: Path, *, counted: bool = True) -> None:
