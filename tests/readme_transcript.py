@@ -119,7 +119,7 @@ def run(folder: Path, readme: str, *, install_torch: bool, study: bool) -> Trans
     """Everything; raises SystemExit where a line fails, after it was said."""
     said = Transcript()
     environment = folder / "environment"
-    variables = {n: v for n, v in os.environ.items() if n not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    variables = {n: v for n, v in os.environ.items() if n != "VIRTUAL_ENV" and not n.startswith("PYTHON")}
     variables["PATH"] = f"{environment / 'bin'}{os.pathsep}{variables['PATH']}"
 
     def shell(command: str, cwd: Path, *, counted: bool = True) -> None:
@@ -191,12 +191,14 @@ def main() -> None:
     parser.add_argument("--no-study", action="store_true", help="leave the study on digits out")
     given = parser.parse_args()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         said = run(Path(folder).resolve(), readme, install_torch=given.install_torch, study=not given.no_study)
     if given.write is not None:
         command = "python -m tests.readme_transcript --write docs/results/first-minutes.txt"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        head = f"# {command}\n# {cores} cores, of which other programs had their share; commands as in README.md\n\n"
+        others = f"{load:.0f} other processes wanted them when it began" if load >= 1 else "free when it began"
+        head = f"# {command}\n# {cores} cores, {others}\n\n"
         given.write.write_text(head + "\n".join(said.lines) + "\n", encoding="utf-8")
 
 

@@ -157,4 +157,4 @@ def test_evaluation_says_how_far_it_is(labels: tuple[int, ...]) -> None:
         x, y = x[:, None].expand(-1, 4, -1), y[:, None].expand(-1, 4)
     done: list[int] = []
     found = evaluate(model(), x, y, batch=16, after_batch=done.append)
-    assert sum(done) == len(x) and len(done) > 1 and found == (*evaluate(model(), x, y, batch=16)[:2], found.correct)
+    assert sum(done) == len(x) and len(done) > 1 and found[:2] == evaluate(model(), x, y, batch=16)[:2]
