@@ -13,7 +13,7 @@ from bitbook.cli import app
 yaml = pytest.importorskip("yaml")
 PAGE = (Path(__file__).parents[1] / "docs" / "many-machines.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-SCRIPTS = [text for kind, text in BLOCKS if kind in ("sh", "sbatch")]
+SCRIPTS = [text for kind, text in BLOCKS if kind in ("sh", "bash")]
 MANIFESTS = [document for kind, text in BLOCKS if kind == "yaml" for document in yaml.safe_load_all(text)]
 JOBS = {document["metadata"]["name"]: document["spec"] for document in MANIFESTS if document["kind"] == "Job"}
 SBATCH = {"job-name", "array", "ntasks", "cpus-per-task", "mem", "time", "requeue", "output"}
@@ -44,7 +44,7 @@ def test_commands_are_those_of_bitbook():
 
 
 def test_the_batch_script_asks_for_what_slurm_knows():
-    (script,) = (text for kind, text in BLOCKS if kind == "sbatch")
+    (script,) = (text for kind, text in BLOCKS if kind == "bash")
     first, *lines = script.splitlines()
     assert first == "#!/bin/bash"
     asked = dict(re.fullmatch(r"#SBATCH --([a-z-]+)(?:=(\S+))?", line).groups() for line in lines if "SBATCH" in line)

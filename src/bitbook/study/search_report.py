@@ -180,7 +180,8 @@ def _document(findings: Findings, picture: str, command: str, versions: Mapping[
     parts = [f"# Search: {settings.dataset}, {settings.model}\n"]
     parts.append("".join(f"- {tables.markdown_text(sentence)}\n" for sentence in findings.sentences()))
     parts.append(f"![Fronts of search and grid]({picture})\n")
-    parts.append("## Front\n\nChosen on validation data with one seed; trained again with each seed.\n")
+    seeds = ", ".join(map(str, findings.front[0].seeds))
+    parts.append(f"## Front\n\nChosen on validation data with seed {settings.seed}; trained with seeds {seeds}.\n")
     parts.append(tables.markdown_table(rows, list(rows[0])))
     if rule := findings.rule():
         parts.append("## What pruning would have given up\n")
