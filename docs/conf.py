@@ -19,7 +19,10 @@ copyright = author
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]  # a results page may go from its title to a third level
+suppress_warnings = [
+    "myst.header",  # a results page may go from its title to a third level
+    "misc.highlighting_failure",  # examples leave things out with …, which is no C
+]
 
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2, "show_prev_next": False}
