@@ -33,11 +33,6 @@ onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
 runtime = pytest.importorskip("onnxruntime")
 bridge = pytest.importorskip("bitbook.bridges.onnx")
 
-# Of torch.onnx.export's own use of torch; nothing that a caller could do otherwise.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:.isinstance\(treespec, LeafSpec\). is deprecated:FutureWarning",
-)
-
 PRODUCTS: dict[str, Any] = {
     "groups": Uniform(4, (1, 16)),
     "tensor": Uniform(4),

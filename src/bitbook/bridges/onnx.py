@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,18 +104,21 @@ def export(
     quantized = {name: t for name, t in artifact.tensors.items() if isinstance(t, Quantized)}
     folded = {name: _Constants.folding_to(name, tensor) for name, tensor in quantized.items()}
     two_bits = any(constants.two_bits for constants in folded.values())
-    program = torch.onnx.export(
-        own,
-        args,
-        kwargs=dict(kwargs or {}),
-        input_names=input_names,
-        output_names=output_names,
-        dynamic_shapes=dynamic_shapes,
-        opset_version=OPSET_OF_TWO_BITS if two_bits else OPSET,
-        dynamo=True,
-        optimize=False,  # which would fold small weights into constants without a name
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # The exporter's own use of torch, which callers cannot change.
+        warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)", FutureWarning)
+        program = torch.onnx.export(
+            own,
+            args,
+            kwargs=dict(kwargs or {}),
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=dynamic_shapes,
+            opset_version=OPSET_OF_TWO_BITS if two_bits else OPSET,
+            dynamo=True,
+            optimize=False,  # which would fold small weights into constants without a name
+            verbose=False,
+        )
     assert program is not None
     rows, added = [], []
     for name, tensor in quantized.items():
