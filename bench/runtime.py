@@ -289,7 +289,7 @@ PEER_WAYS: Mapping[str, Callable[[str, nn.Module, int], Way]] = {
 # -- latency -----------------------------------------------------------------------------------------------
 
 
-def latencies(case: Case, threads: int, seconds: float) -> Iterator[Row]:
+def latencies(case: Case, threads: int, seconds: float, batches: Sequence[int]) -> Iterator[Row]:
     """All ways at all batches; `seconds` is what a way and batch may take."""
     torch.set_num_threads(threads)
     found = list(ways(case, threads))
@@ -297,7 +297,7 @@ def latencies(case: Case, threads: int, seconds: float) -> Iterator[Row]:
     for way in found:
         count = -(-BEYOND_CACHES // (way.bytes or BEYOND_CACHES)) if case.copied else 1
         around[way.name] = [way.run, *(_copied(way.run) for _ in range(count - 1))]
-    for batch in BATCHES:
+    for batch in batches:
         x = torch.randn(batch, case.inputs, generator=torch.Generator().manual_seed(0))
         running = {way.name: Round(around[way.name], x) for way in found if way.run is not None}
         for way in list(running):
@@ -550,9 +550,9 @@ def document(rows: Sequence[Row], command: str) -> str:
         "# Running from packed codes",
         "",
         f"Made by `{command}`, torch {torch.__version__}; every number is",
-        "a row of [runtime.csv](runtime.csv). Medians of rounds in which all ways of a case take turns; with one thread,",
-        "of processor time. *Ratio*: time over that of dense float32 in the same round, so below 1 is faster. Bytes are those",
-        "of all weights as they lie in memory.",
+        "a row of [runtime.csv](runtime.csv). Medians of rounds in which all ways of a case take turns; with one",
+        "thread, of processor time. *Ratio*: time over that of dense float32 in the same round, so below 1 is faster.",
+        "Bytes are those of all weights as they lie in memory.",
         f"Peers: {', '.join(PEERS)}; dynamic int8 is torch's own. Sessions of ONNX Runtime are",
         "not copied, so that its weights may stay in a cache where others cannot.",
         "",
@@ -598,6 +598,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, min(2, os.cpu_count() or 1)])
     parser.add_argument("--seconds", type=float, default=1.0, help="for each way, batch and number of threads")
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--cases", nargs="+", choices=[*CASES, "crossover", "loading", "small"], help="default: all")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="runtime.csv and runtime.md")
     options = parser.parse_args()
@@ -620,7 +621,7 @@ def main() -> None:
         for threads in dict.fromkeys(options.threads):
             for name, case in CASES.items():
                 if name in chosen:
-                    take(latencies(case, threads, options.seconds))
+                    take(latencies(case, threads, options.seconds, options.batches))
             if "crossover" in chosen:
                 take(crossover(threads, options.seconds))
         most = max(options.threads)

@@ -283,6 +283,21 @@ static void find_range(input_t *in, const float *x, long count) {
     }
 }
 
+/* Whole numbers of an input, and their sum.  Bytes may be anything's, so the compiler is told that these are not. */
+static int32_t round_row(const float *restrict x, long count, float scale, float zero, float low, float high, int shift,
+                         int8_t *restrict rounded) {
+    int32_t total = 0;
+    for (long j = 0; j < count; j++) {
+        float step = rintf(x[j] / scale) + zero;
+        step = step < low ? low : step;
+        step = step > high ? high : step;
+        int32_t whole = (int32_t)step - shift;
+        rounded[j] = (int8_t)whole;
+        total += whole;
+    }
+    return total;
+}
+
 /* Four bytes of each lane: codes whose columns `order` names. */
 INLINE words quad(const loose_words *unit, int q, int bits) {
     words mask = {0}, value;
@@ -338,7 +353,7 @@ int integers_linear(const integers_t *w, input_t *in, const float *x, long n, fl
     long unit = codes_per_unit(bits), units = (w->cols + unit - 1) / unit, tiles = (n + batch - 1) / batch;
     long size = words_per_row(w->cols, bits), row_blocks = (w->rows + LANES - 1) / LANES, quads = units * unit / 4;
     if (in->rule != GIVEN) find_range(in, x, n * w->cols);
-    float low = in->symmetric ? -in->most : 0, high = in->most;
+    float low = in->symmetric ? -in->most : 0, high = in->most, input_scale = in->scale, input_zero = in->zero;
     int shift = !in->symmetric && in->most > 127 ? 128 : 0, beyond = shift - (int)in->zero;
     int32_t *packed = calloc(tiles * batch * quads + n, 4), *totals = packed + tiles * batch * quads;
     int8_t *rounded = calloc(n * units * unit + LANES, 1);
@@ -351,13 +366,7 @@ int integers_linear(const integers_t *w, input_t *in, const float *x, long n, fl
         const float *from = x + b * w->cols;
         int32_t *to = packed + b / batch * batch * quads + b % batch, total = 0;
         int8_t *own = rounded + b * units * unit;
-        for (long j = 0; j < w->cols; j++) {
-            float step = rintf(from[j] / in->scale) + in->zero;
-            step = step < low ? low : step;
-            step = step > high ? high : step;
-            own[j] = (int8_t)((int)step - shift);
-        }
-        for (long j = 0; j < w->cols; j++) total += own[j];
+        total = round_row(from, w->cols, input_scale, input_zero, low, high, shift, own);
         totals[b] = total;
         for (long u = 0; u < units; u++, own += unit)
             for (int q = 0; q < unit / 4; q++, to += batch) {
@@ -376,7 +385,7 @@ int integers_linear(const integers_t *w, input_t *in, const float *x, long n, fl
                 if (most == LANES && !sums) {
                     ints whole = w->factor * sum[b] - *(const loose_ints *)(w->zeros + i * LANES) * totals[t * batch + b] +
                                  beyond * *(const loose_ints *)(w->sums + i * LANES);
-                    floats scale = in->scale * *(const loose_floats *)(w->scales + i * LANES);
+                    floats scale = input_scale * *(const loose_floats *)(w->scales + i * LANES);
                     *(loose_floats *)(y + at) = __builtin_convertvector(whole, floats) * scale;
                     continue;
                 }
@@ -384,7 +393,7 @@ int integers_linear(const integers_t *w, input_t *in, const float *x, long n, fl
                     long r = i * LANES + l;
                     int32_t s = w->factor * sum[b][l] - w->zeros[r] * totals[t * batch + b] + beyond * w->sums[r];
                     if (sums) sums[at + l] = s;
-                    y[at + l] = (float)s * (in->scale * w->scales[r]);
+                    y[at + l] = (float)s * (input_scale * w->scales[r]);
                 }
             }
         }
