@@ -355,6 +355,8 @@ int integers_linear(const integers_t *w, input_t *in, const float *x, long n, fl
     if (in->rule != GIVEN) find_range(in, x, n * w->cols);
     float low = in->symmetric ? -in->most : 0, high = in->most, input_scale = in->scale, input_zero = in->zero;
     int shift = !in->symmetric && in->most > 127 ? 128 : 0, beyond = shift - (int)in->zero;
+    int places[32]; /* of the columns of a unit, four by four */
+    for (int k = 0; k < unit; k++) places[k] = order(k / 4, k % 4, bits);
     int32_t *packed = calloc(tiles * batch * quads + n, 4), *totals = packed + tiles * batch * quads;
     int8_t *rounded = calloc(n * units * unit + LANES, 1);
     if (!packed || !rounded) {
@@ -370,7 +372,8 @@ int integers_linear(const integers_t *w, input_t *in, const float *x, long n, fl
         totals[b] = total;
         for (long u = 0; u < units; u++, own += unit)
             for (int q = 0; q < unit / 4; q++, to += batch) {
-                int8_t four[4] = {own[order(q, 0, bits)], own[order(q, 1, bits)], own[order(q, 2, bits)], own[order(q, 3, bits)]};
+                const int *from = places + 4 * q;
+                int8_t four[4] = {own[from[0]], own[from[1]], own[from[2]], own[from[3]]};
                 memcpy(to, four, 4);
             }
     }
