@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitbook import ECSQ, FitOptions, Plan, load, save
+from bitbook import ECSQ, FitOptions, Plan, Regime, freeze, load, quantize_, save
+from bitbook.artifact import to_bytes
 from bitbook.data import IGNORED, load_dataset
 from bitbook.errors import BudgetError, PlanError
 from bitbook.loop import evaluate
 from bitbook.models import build_model
-from bitbook.rate.training import Epoch, RateTraining, Trained, train
+from bitbook.rate.pricing import Pricing
+from bitbook.rate.training import Epoch, RateTraining, Trained, squeeze, train
+from bitbook.slot import slots
 
 MODEL = "mlp-64-32-16-10"
 PLAN = Plan({"*.weight": ECSQ(3), "*.bias": ECSQ()})
@@ -52,6 +55,27 @@ def test_a_budget_is_kept(digits: tuple[Tensor, ...]) -> None:
     assert 450 <= result.bytes <= 500
     assert seen == list(result.epochs) and result.lam == seen[-1].lam
     assert evaluate(result.model, *digits[2:]).accuracy > 80
+
+
+def test_squeezed_files_are_as_large_as_they_may_be() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 100, bias=False))
+    weight = model[0].weight.detach().clone()
+    quantize_(model, Plan({"*": ECSQ()}), options=FitOptions(step=0.02, iterations=0), regime=Regime(codes="latent"))
+    pricing = Pricing(model, 1e-6, steps=100)
+
+    def size() -> int:
+        return len(to_bytes(freeze(model))[0])
+
+    whole = size()
+    errors = []
+    for share in (0.95, 0.8):
+        with torch.no_grad():
+            next(iter(slots(model[0]).values())).latent.copy_(weight)  # type: ignore[operator]
+        squeeze(pricing, int(share * whole), size, most=2)
+        assert 0.98 * share * whole <= size() <= share * whole
+        errors.append(float((model[0].weight.detach() - weight).square().mean()))
+    assert 0.02**2 / 13 < errors[0] < errors[1] < 0.03**2  # the least useful codes, not all at once
 
 
 def test_a_budget_out_of_reach_names_the_smallest_file(digits: tuple[Tensor, ...]) -> None:

@@ -13,7 +13,7 @@ what survives lies together, where a coder with contexts needs the fewest bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -128,10 +128,18 @@ class Pricing:
         rates = next(p.rates for p in self._priced if p.source is source)
         return Price(self.lam, {rates.spec.name: rates})
 
+    def latents(self) -> list[Tensor]:
+        """Copies of what `encode_` moves."""
+        return [cast(Tensor, priced.source.latent).detach().clone() for priced in self._priced]
+
     @torch.no_grad()
-    def encode_(self, weight: float) -> None:
-        """Move every latent to the level that costs least: squared error plus `weight` · bits, at the last count."""
-        for priced in self._priced:
+    def encode_(self, weight: float, latents: Sequence[Tensor] | None = None) -> None:
+        """Move every latent to the level that costs least: squared error plus `weight` · bits, at the last count.
+
+        With `latents`, as they were at an earlier time, those are what errors are counted from.
+        """
+        for priced, latent in zip(self._priced, latents or self.latents(), strict=True):
+            cast(Tensor, priced.source.latent).copy_(latent)
             frozen = priced.source.freeze(Price(weight, {priced.rates.spec.name: priced.rates}))
             cast(Tensor, priced.source.latent).copy_(frozen.decode())
         for codebook in self._codebooks:

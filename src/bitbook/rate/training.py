@@ -33,6 +33,8 @@ _AIM = 0.97  # of the budget: what the next λ aims at
 _USUAL_SLOPE = 0.6  # of log bytes against log λ, until trainings on both sides tell
 _LEAST_STEP = math.log(2.0)  # of log λ from one training to the next, while the budget is beyond all of them
 _SQUEEZED = 1.05  # times the budget: a file up to so large loses its least useful codes instead
+_LEAST_WEIGHT = 1e-6  # of bits in squared error, with which that begins
+_HALVINGS = 5  # of the interval, in logarithms, in which the least weight that is enough lies
 
 
 @dataclass(frozen=True)
@@ -274,13 +276,25 @@ def descend(
 def squeeze(pricing: Pricing, budget: int, size_of: Callable[[], int], most: float = _SQUEEZED) -> None:
     """Take the last percents of a file that is hardly too large by choosing cheaper codes, the least useful first.
 
-    A file of more than `most` times the budget is left alone.
+    The price of a bit is the least that is enough. A file of more than `most` times the budget is left alone.
     """
-    size = size_of()
-    weight = 1e-6
-    while budget < size <= most * budget and weight < 1:
-        pricing.encode_(weight)
-        size, weight = size_of(), 1.5 * weight
+    if not budget < size_of() <= most * budget:
+        return
+    latents = pricing.latents()  # what is on its level already would move all at once, at one price
+
+    def too_large(weight: float) -> bool:
+        pricing.encode_(weight, latents)
+        return size_of() > budget
+
+    low, high = 0.0, _LEAST_WEIGHT
+    while too_large(high):
+        if high >= 1:
+            return
+        low, high = high, 2 * high
+    for _ in range(_HALVINGS):
+        middle = math.sqrt(low * high) if low else high / 2
+        low, high = (middle, high) if too_large(middle) else (low, middle)
+    pricing.encode_(high, latents)
 
 
 def _answers(teacher: Tensor | nn.Module, x: Tensor) -> Tensor:
