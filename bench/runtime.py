@@ -391,7 +391,7 @@ def loading(threads: int, repetitions: int = 5) -> Iterator[Row]:
     torch.set_num_threads(threads)
     now = clock()
     side = 10_000
-    case = f"load {side:,} × {side:,}, first product"
+    case = f"load {side:,} × {side:,}"
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(side, side, generator=generator).mul_(1.2).round_()
     files: list[tuple[str, Quantizer, Coder]] = [
@@ -616,6 +616,9 @@ def main() -> None:
             timed = row.milliseconds is not None
             said = f"{row.milliseconds:10.4f} ms  {row.ratio_to_dense or 0:6.3f}" if timed else row.reason
             print(f"{row.case:<34}{row.way:<48}{row.batch:>4}{row.threads:>3} {said}", flush=True)
+        if options.write:  # after each case, so that an interrupted run leaves what it has
+            given = " ".join(f"'{word}'" if " " in word else word for word in sys.argv[1:])
+            write(rows, options.write, f"python -m bench.runtime {given}".strip())
 
     with torch.inference_mode():
         for threads in dict.fromkeys(options.threads):
@@ -631,9 +634,6 @@ def main() -> None:
             take(small_file())
     for aim in aims(rows):
         print(f"{'met' if aim.reached else 'MISSED' if aim.reached is False else '?':<7}{aim.text}: {aim.found}")
-    if options.write:
-        given = " ".join(f"'{word}'" if " " in word else word for word in sys.argv[1:])
-        write(rows, options.write, f"python -m bench.runtime {given}".strip())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from bitbook.apply import restore
 from bitbook.runtime import restore_packed
 from bitbook.runtime.forms import pack_tensor
 
-CASES = [case for case in QUANTIZERS if not isinstance(case.recipe, Integer)]
+CASES = list({type(case.recipe): case for case in QUANTIZERS if not isinstance(case.recipe, Integer)}.values())
+"""One of each kind."""
 
 
 @pytest.fixture(params=["pretended", pytest.param("cuda", marks=pytest.mark.gpu)])
