@@ -61,6 +61,7 @@ BATCHES = (1, 8, 64, 256)
 DENSE = "dense float32"
 BEYOND_CACHES = 160_000_000  # bytes of copies that no cache keeps
 SMALL_FILE = 4_000  # bytes
+TOO_SLOW = 30  # times dense float32: a way that is not timed
 Call = Callable[[], object]
 
 
@@ -300,11 +301,19 @@ def latencies(case: Case, threads: int, seconds: float, batches: Sequence[int]) 
     for batch in batches:
         x = torch.randn(batch, case.inputs, generator=torch.Generator().manual_seed(0))
         running = {way.name: Round(around[way.name], x) for way in found if way.run is not None}
+        once: dict[str, float] = {}
         for way in list(running):
             try:
                 running[way]()
+                start = clock()()
+                running[way]()
+                once[way] = clock()() - start
+                slow = once[way] > TOO_SLOW * once[DENSE]
+                reason = f"more than {TOO_SLOW} times as slow as dense" if slow else ""
             except Exception as error:  # a peer that does not run is a row, too
-                yield Row(case.name, way, batch, threads, None, None, None, shown(f"{type(error).__name__}: {error}"))
+                reason = shown(f"{type(error).__name__}: {error}")
+            if reason:
+                yield Row(case.name, way, batch, threads, None, None, None, reason)
                 del running[way]
         times = interleaved(running, seconds)
         sizes = {way.name: way.bytes for way in found}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("meta")
 _TENSOR = torch.tensor
@@ -56,7 +56,7 @@ class _Factories(TorchDispatchMode):
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    given = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     away = any(isinstance(t, Elsewhere) for t in given)
     asked = kwargs.get("device")
     moves = "_to_copy" in str(func) or "copy_" in str(func)
