@@ -135,8 +135,8 @@ def run(folder: Path, readme: str, *, install_torch: bool, study: bool) -> Trans
     if not install_torch:
         (packages,) = environment.glob("lib/*/site-packages")
         reuse_torch(packages, folder / "torch")
-    work = folder / "work"
-    work.mkdir()
+    own = folder / "own"
+    own.mkdir()
     session: subprocess.Popen[str] | None = None
     compressed = False
     try:
@@ -148,10 +148,10 @@ def run(folder: Path, readme: str, *, install_torch: bool, study: bool) -> Trans
                     said.say(f"{'[skipped]':31}$ {text}: one that is installed already is used")
                 else:
                     clone = text.startswith(("pip", "make"))
-                    shell(text, folder / "bitbook" if clone else work, counted=not text.startswith(TORCH))
+                    shell(text, folder / "bitbook" if clone else own, counted=not text.startswith(TORCH))
                 continue
             session = session or subprocess.Popen(
-                ["python", "-c", DRIVER], cwd=work, env=variables, text=True, stdin=subprocess.PIPE,
+                ["python", "-c", DRIVER], cwd=own, env=variables, text=True, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )  # fmt: skip
             output, took, ok = ask(session, text)

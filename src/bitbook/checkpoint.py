@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from bitbook.errors import CorruptArtifact, ModelMismatch
+from bitbook.errors import AlreadyCompressed, CorruptArtifact, ModelMismatch
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 
@@ -24,7 +24,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a `.safetensors`, `.pt`, `.pth` or `.bin` file, by name, in memory of the CPU.
 
     Raises:
-        CorruptArtifact: the file is damaged, of another kind, or holds anything but named tensors.
+        CorruptArtifact: the file is damaged, of another kind, or holds anything but named tensors; `AlreadyCompressed`
+            where bitbook wrote it.
         FileNotFoundError: there is none.
     """
     path = Path(path)
@@ -66,7 +67,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             if "bitbook" in (file.metadata() or file.keys()):
-                raise CorruptArtifact(f"{path} is compressed already; first run 'bitbook decompress'")
+                raise AlreadyCompressed(f"{path} is compressed already; first run 'bitbook decompress'")
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise CorruptArtifact(f"{path}: {error}") from error

@@ -28,6 +28,10 @@ class CorruptArtifact(BitbookError, ValueError):
     """A file is not what it claims to be: truncated, altered, or with a header that lies."""
 
 
+class AlreadyCompressed(CorruptArtifact):
+    """A file of bitbook's own was given where plain weights are wanted; `decompress` makes them of it."""
+
+
 class ModelMismatch(BitbookError, ValueError):
     """A file and a model do not belong together: names or shapes differ."""
 

@@ -12,10 +12,10 @@ ENGINES = ["native", "numba", "torch"]
 def only(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing but `engine` compute, or skip where it is missing."""
     if engine == "native":
-        if native.library() is None:
+        if native.compiled() is None:
             pytest.skip("there is no C compiler")
         return
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "compiled", lambda: None)
     if engine == "torch":
         for module in (levels, packing):
             monkeypatch.setattr(module, "loops", lambda: None)

@@ -185,7 +185,7 @@ def test_a_root_layer_becomes_packed_in_place(tmp_path: Path) -> None:
 def test_nothing_is_compiled_at_import() -> None:
     code = (
         "import bitbook.runtime, sys; from bitbook.runtime import native; "
-        "print(native.library.cache_info().currsize, 'numba' in sys.modules)"
+        "print(native.compiled.cache_info().currsize, 'numba' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["0", "False"]
@@ -195,11 +195,11 @@ def test_without_a_compiler_a_warning_says_so(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
     with pytest.warns(UserWarning, match="no C compiler"):
-        assert native._compiled() is None
+        assert native._file() is None
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\necho cannot >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setattr(native.shutil, "which", lambda name: str(broken))
     with pytest.warns(UserWarning, match="does not compile native.c.*cannot"):
-        assert native._compiled() is None
+        assert native._file() is None
     assert not list(tmp_path.rglob("*.so"))

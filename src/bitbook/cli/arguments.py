@@ -90,13 +90,11 @@ _LEAST_WEIGHTS = 1000
 def chosen_tensors(path: Path, patterns: Sequence[str] | None) -> dict[str, Tensor]:
     """Tensors of a file by name; a file that bitbook wrote is decoded. Raises `PlanError` where none is meant."""
     from bitbook.checkpoint import read_weights
-    from bitbook.errors import CorruptArtifact
+    from bitbook.errors import AlreadyCompressed
 
     try:
         found = read_weights(path)
-    except CorruptArtifact as error:
-        if "compressed already" not in str(error):
-            raise
+    except AlreadyCompressed:
         from bitbook.artifact import read
 
         found = read(path).state_dict()

@@ -45,8 +45,6 @@ def diff(
       bitbook diff float.safetensors small.safetensors
       bitbook diff four-bits.safetensors three-bits.safetensors --json
     """
-    from bitbook.cli.compress import weight_error
-
     with progress("tensors", shown=not as_json) as update:
         update("reading", 0, None)
         sides = _read(a), _read(b)
@@ -54,7 +52,7 @@ def diff(
         rows = []
         for i, name in enumerate(names):
             update("comparing", i, len(names))
-            rows.append(_row(name, *sides, weight_error))
+            rows.append(_row(name, *sides))
     same = all(row["same"] for row in rows)
     if as_json:
         totals = [{"file": str(path), "bytes": side.total} for path, side in zip((a, b), sides, strict=True)]
@@ -75,15 +73,13 @@ def diff(
 def _read(path: Path) -> _Side:
     from bitbook.artifact import read, read_ledger
     from bitbook.checkpoint import read_weights
-    from bitbook.errors import CorruptArtifact
+    from bitbook.errors import AlreadyCompressed
     from bitbook.quantizer import Quantized
 
     total = path.stat().st_size
     try:
         tensors: Mapping[str, Any] = read_weights(path)
-    except CorruptArtifact as error:
-        if "compressed already" not in str(error):
-            raise
+    except AlreadyCompressed:
         artifact = read(path)
         ledger = read_ledger(path).by_tensor()
         own = artifact.tensors
@@ -102,7 +98,9 @@ def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _row(name: str, a: _Side, b: _Side, weight_error: Any) -> dict[str, Any]:
+def _row(name: str, a: _Side, b: _Side) -> dict[str, Any]:
+    from bitbook.cli.compress import weight_error
+
     row: dict[str, Any] = {
         "tensor": name,
         **{

@@ -8,7 +8,6 @@ vectors   few inputs: tables of every codeword's product with each part of x, lo
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,10 +18,11 @@ from torch import Tensor
 from bitbook.blocks import Grid
 from bitbook.quantizer import Quantized, StreamSpec
 from bitbook.runtime import native
-from bitbook.runtime.levels import Levels, is_plain
+from bitbook.runtime.levels import Levels
 from bitbook.runtime.loops import LANES
 from bitbook.runtime.packed import Dense, Packed, Streams
 from bitbook.runtime.packing import PackedCodes, threads_for
+from bitbook.runtime.products import Product, is_plain, native_product
 from bitbook.scalar.leaves import Float
 from bitbook.vector.codebook import Codebook
 
@@ -66,41 +66,25 @@ class Rows(Packed):
         return self.centroids.select(self.labels[index])
 
     def linear(self, x: F32[Tensor, "batch cols"], bias: F32[Tensor, " rows"] | None) -> F32[Tensor, "batch rows"]:
+        if not is_plain(x):
+            return self._by_torch(x, bias)
         if self._prepared is None:
-            self._prepared = self._native() or self._plain()
+            self._prepared = self._native() or self._by_torch
         return self._prepared(x, bias)
 
-    def _plain(self) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """The product by torch."""
-        product, labels = self.centroids.linear, self.labels
+    def _by_torch(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        y = self.centroids.linear(x, None).index_select(1, self.labels)
+        return y if bias is None else y.add_(bias)
 
-        def linear(x: Tensor, bias: Tensor | None) -> Tensor:
-            y = product(x, None).index_select(1, labels)
-            return y if bias is None else y.add_(bias)
-
-        return linear
-
-    def _native(self) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+    def _native(self) -> Product | None:
         """The product by native.c, of centroids that are floats."""
-        library, panels = native.library(), self.centroids
+        library, panels = native.compiled(), self.centroids
         if library is None or not isinstance(panels, Panels) or not panels.values.is_cpu:
             return None
         kept = panels.values, self.labels
         pointers = (tensor.data_ptr() for tensor in kept)
         structure = native.Rows(*pointers, self.rows, self.cols, len(panels.values))
-        reference, rows, call = ctypes.byref(structure), self.rows, library.rows_linear
-        size, plain = panels.values.numel(), self._plain()
-
-        def linear(x: Tensor, bias: Tensor | None, _: Any = (kept, structure)) -> Tensor:
-            if not is_plain(x):
-                return plain(x, bias)
-            n = len(x)
-            y, pointer = torch.empty(n, rows), None if bias is None else bias.data_ptr()
-            if not call(reference, pointer, x.data_ptr(), n, y.data_ptr(), threads_for(n * size)):
-                raise MemoryError(f"a product of {n} × {rows} finds no room for its input")
-            return y
-
-        return linear
+        return native_product(library.rows_linear, structure, kept, self.rows, panels.values.numel())
 
 
 class Panels(Packed):
@@ -167,15 +151,11 @@ class Vectors(Packed):
         prepared = self._native() if len(x) <= most and is_plain(x) else None
         if prepared is None:
             return super().linear(x, bias)
-        y, pointer = torch.empty(len(x), self.rows), None if bias is None else bias.data_ptr()
-        threads = threads_for(len(x) * self.rows * self.cols)
-        if not prepared[0].vectors_look_up(prepared[1], pointer, x.data_ptr(), len(x), y.data_ptr(), threads):
-            raise MemoryError(f"a product with {self.rows} × {self.cols} weights finds no room for its tables")
-        return y
+        return prepared[2](x, bias)
 
-    def _native(self) -> tuple[Any, Any, Any] | None:
-        """The compiled loops, their argument, and what that points to."""
-        if self._prepared is None and self.codewords.is_cpu and (library := native.library()) is not None:
+    def _native(self) -> tuple[Any, Any, Product] | None:
+        """The compiled loops, their argument, and the product by tables."""
+        if self._prepared is None and self.codewords.is_cpu and (library := native.compiled()) is not None:
             kept = self.codes.words, self.table, self.codewords
             structure = native.Vectors(
                 *(tensor.data_ptr() for tensor in kept),
@@ -185,7 +165,8 @@ class Vectors(Packed):
                 self.table.shape[1],
                 self.codes.bits,
             )
-            self._prepared = library, ctypes.byref(structure), kept
+            product = native_product(library.vectors_look_up, structure, kept, self.rows, self.rows * self.cols)
+            self._prepared = library, ctypes.byref(structure), product
         return self._prepared
 
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from bitbook.artifact import QuantizedInput
 from bitbook.quantizer import FitOptions, Range
 from bitbook.runtime import native
-from bitbook.runtime.levels import Levels, is_plain
+from bitbook.runtime.levels import Levels
 from bitbook.runtime.packing import threads_for
+from bitbook.runtime.products import is_plain
 from bitbook.scalar.uniform import Uniform
 
 _LARGEST_SUM = (1 << 31) - 1
@@ -113,7 +114,7 @@ class Integers(nn.Module):
         return self.weights.scale.float()[blocks, 0]
 
     def _native(self) -> Callable[[Tensor], Tensor] | None:
-        library, weights = native.library(), self.weights
+        library, weights = native.compiled(), self.weights
         if library is None or not self.zeros.is_cpu or self.rule not in _RULES:
             return None
         scales = self._row_scales().contiguous()

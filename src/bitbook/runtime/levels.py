@@ -8,7 +8,6 @@ them in registers.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +22,8 @@ from bitbook.quantizer import Quantized, Quantizer, StreamSpec
 from bitbook.runtime import native
 from bitbook.runtime.loops import LANES, loops
 from bitbook.runtime.packed import Packed
-from bitbook.runtime.packing import PackedCodes, Unit, threads_for
+from bitbook.runtime.packing import PackedCodes, Unit
+from bitbook.runtime.products import Product, is_plain, native_product
 from bitbook.scalar.ecsq import ECSQ, point_values
 from bitbook.scalar.levels import Binary, Ternary
 from bitbook.scalar.table import PowersOfTwo, Table
@@ -102,9 +102,9 @@ class Levels(Packed):
             self._prepared = self._native() or self._compiled() or super().linear
         return self._prepared(x, bias)
 
-    def _native(self) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+    def _native(self) -> Product | None:
         """The product by native.c."""
-        library, bits = native.library(), self.codes.bits
+        library, bits = native.compiled(), self.codes.bits
         if library is None or not self.scale.is_cpu or not (self.even or bits <= 5):
             return None
         table = None
@@ -125,20 +125,10 @@ class Levels(Packed):
             _type(self.scale),
             native.FLOAT32 if self.offset is None else _type(self.offset),
         )
-        reference = ctypes.byref(structure)
-        rows, size, call = self.rows, self.rows * self.cols, library.levels_linear
-        kept = self.codes.words, self.scale, self.offset, table  # what the structure points to
+        kept = self.codes.words, self.scale, self.offset, table
+        return native_product(library.levels_linear, structure, kept, self.rows, self.rows * self.cols)
 
-        def linear(x: Tensor, bias: Tensor | None, _: Any = kept) -> Tensor:
-            y = torch.empty(len(x), rows)
-            pointer = None if bias is None else bias.data_ptr()
-            if not call(reference, pointer, x.data_ptr(), len(x), y.data_ptr(), threads_for(len(x) * size)):
-                raise MemoryError(f"a product of {len(x)} × {rows} finds no room for its input")
-            return y
-
-        return linear
-
-    def _compiled(self) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+    def _compiled(self) -> Product | None:
         """The product by numba."""
         compiled = loops()
         if compiled is None or not self.scale.is_cpu:
@@ -164,11 +154,6 @@ class Levels(Packed):
                 wide = own if own.shape[1] == 1 else own.repeat_interleave(self.block[1], 1)[:, : self.cols]
                 apply(value, wide)
         return value
-
-
-def is_plain(x: Tensor) -> bool:
-    """Whether compiled loops can read `x`: contiguous float32 on the CPU, not traced."""
-    return x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() and not torch.compiler.is_compiling()
 
 
 def narrow(values: Tensor) -> Tensor:

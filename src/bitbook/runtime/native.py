@@ -90,9 +90,9 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 
 @functools.cache
-def library() -> Any:
+def compiled() -> Any:
     """The compiled loops, or None where there is no compiler."""
-    path = _compiled()
+    path = _file()
     if path is None:
         return None
     loaded = ctypes.CDLL(str(path))
@@ -101,7 +101,7 @@ def library() -> Any:
     return loaded
 
 
-def _compiled() -> Path | None:
+def _file() -> Path | None:
     """The library's file, made where it is missing; another process may be making it, too."""
     source = _SOURCE.read_bytes()
     key = hashlib.sha256(b"\0".join([source, repr((_FLAGS, _TRIED)).encode(), _processor().encode()])).hexdigest()

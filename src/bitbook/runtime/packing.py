@@ -105,7 +105,7 @@ def pack(codes: Int[Tensor, "rows cols"], low: int, bits: int) -> Int[Tensor, "b
     shape = (-(-rows // LANES), -(-cols // unit.codes) * unit.words, LANES)
     if codes.is_cpu and codes.dtype in (torch.uint8, torch.int32):
         codes, words = codes.contiguous(), torch.zeros(shape, dtype=torch.int32)
-        if (library := native.library()) is not None:
+        if (library := native.compiled()) is not None:
             size, threads = codes.itemsize, threads_for(codes.numel())
             library.pack(codes.data_ptr(), size, low, rows, cols, bits, words.data_ptr(), threads)
             return words
@@ -131,7 +131,7 @@ def unpack(
     """Rows `start` to `stop` of what `pack` made."""
     if words.is_cpu and dtype in (torch.uint8, torch.int32) and not torch.compiler.is_compiling():
         codes = torch.empty(stop - start, cols, dtype=dtype)
-        if (library := native.library()) is not None:
+        if (library := native.compiled()) is not None:
             size, threads = codes.itemsize, threads_for(codes.numel())
             library.unpack(words.data_ptr(), start, stop, cols, bits, low, codes.data_ptr(), size, threads)
             return codes

@@ -54,7 +54,8 @@ def run_trial(cell: Cell) -> dict[str, Any]:
     began = clock()
     dataset, data = load_parts(cell["dataset"], cell["holdout"])
     model, start_losses = trained_start(cell, data)
-    before = {name: w.detach().clone() for name, w in model.named_parameters()}
+    drawn = cell["seed"] == DRAWN_SEED
+    before = {name: w.detach().clone() for name, w in model.named_parameters() if drawn}
     started = clock()
 
     generator = Generator().manual_seed(cell["seed"])
@@ -87,9 +88,9 @@ def run_trial(cell: Cell) -> dict[str, Any]:
     how = (Smallest(), None) if priced else (Fixed(), "per-tensor")
     found = measure_file(artifact, cell["model"], dataset, data, *how)
     evaluated = clock()
-    if cell.get("coded") or (cell["seed"] == DRAWN_SEED and not priced):
+    if cell.get("coded") or (drawn and not priced):
         found["coded_bytes"] = len(to_bytes(artifact)[0])  # of the same content, entropy-coded
-    if cell["seed"] == DRAWN_SEED:
+    if drawn:
         found["sketch"] = sketch(before, artifact, dataset.input_shape)
     return {
         **found,
