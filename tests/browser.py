@@ -28,6 +28,7 @@ FLAGS = (
 )  # fmt: skip
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's own name for a reference to an element
 _STARTS = 60.0  # seconds
+_ANSWERS = 20.0
 
 
 class Browser:
@@ -53,6 +54,13 @@ class Browser:
     def run(self, script: str, *arguments: Any) -> Any:
         """What a script returns; elements it returns can be clicked."""
         return self.command("POST", "/execute/sync", {"script": script, "args": list(arguments)})
+
+    def wait(self, script: str, *arguments: Any) -> None:
+        """Until a script returns something true: some events, a dialog's "close" among them, come after the click."""
+        end = time.monotonic() + _ANSWERS
+        while not (found := self.run(script, *arguments)):
+            assert time.monotonic() < end, f"{script} still returns {found!r} after {_ANSWERS} s"
+            time.sleep(0.02)
 
     def find(self, css: str) -> dict[str, str]:
         return self.command("POST", "/element", {"using": "css selector", "value": css})

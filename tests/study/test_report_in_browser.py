@@ -129,6 +129,7 @@ def test_a_point_tells_recipe_bytes_accuracy_and_its_command(
     move = {"type": "pointerMove", "duration": 0, "x": 0, "y": 0, "origin": mark}
     actions = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": [move]}
     desktop.command("POST", "/actions", {"actions": [actions]})
+    desktop.wait("return find('hover').innerText.includes('rows, 2 bits')")
     said = desktop.text("#hover")
     assert "rows, 2 bits" in said and "2,700 bytes, entropy-coded 2,430" in said
     mean, low, _ = point.test.interval
@@ -138,6 +139,7 @@ def test_a_point_tells_recipe_bytes_accuracy_and_its_command(
     for words in ("rows, 2 bits", "2,700 bytes, entropy-coded 2,430", f"{mean:.2f} ± {mean - low:.2f} %", "whole file"):
         assert words in detail
     assert desktop.text("#command") == repeat_command(point.example["cell"])
+    desktop.wait("return [...document.querySelectorAll('#detail img')].every(i => i.complete)")
     sizes = desktop.run(
         "return [...document.querySelectorAll('#detail img')].map(i => [i.naturalWidth, i.naturalHeight])"
     )
@@ -145,7 +147,7 @@ def test_a_point_tells_recipe_bytes_accuracy_and_its_command(
     assert desktop.run("return document.querySelectorAll('#detail .weights svg').length") == 3
     assert desktop.run("return location.hash") == f"#trial-{point.cells[0]}"
     desktop.click("#detail .close")
-    assert desktop.run("return [find('detail').open, location.hash]") == [False, ""]
+    desktop.wait("return !find('detail').open && location.hash === ''")
     desktop.open(page, f"#trial-{point.cells[0]}")
     assert desktop.text("#command") == repeat_command(point.example["cell"])
     desktop.click("#detail .close")
