@@ -34,12 +34,12 @@ results: ## run the whole MNIST experiment and write docs/results/ from it
 
 headline: ## how few bytes keep an accuracy: five seeds of each row, and docs/results/headline.md
 	$(MAKE) study DATASET=headline
-	$(PY) -m bitbook.study.headline write runs/headline docs/results
+	$(PY) -m bitbook.study.priced.headline write runs/headline docs/results
 	$(PY) docs/tables.py
 
 entropy: ## every trained file at fixed width and entropy-coded, and docs/results/entropy.md
 	$(MAKE) study DATASET=entropy
-	$(PY) -m bitbook.study.entropy runs/entropy docs/results
+	$(PY) -m bitbook.study.priced.entropy runs/entropy docs/results
 	$(PY) docs/tables.py
 
 family: ## every quantizer at equal bytes, on MNIST and a ResNet-20 (BITBOOK_DATA), and docs/results/family.md
@@ -53,7 +53,7 @@ peers: $(STAMP) ## other tools on the same public networks (BITBOOK_DATA), each 
 
 networks: ## what a byte budget costs on public networks (BITBOOK_DATA), and docs/results/networks.md
 	$(MAKE) study DATASET=networks
-	$(PY) -m bitbook.study.networks_document runs/networks docs/results
+	$(PY) -m bitbook.study.networks.document runs/networks docs/results
 	$(PY) docs/tables.py
 
 docs: $(STAMP) ## the tables of the pages from docs/results, the notebook from its script, and HTML in docs/_build

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.test_feedback import gptq
+from tests.feedback.test_error_feedback import gptq
 from torch import Generator, Tensor, nn
 
 from bitbook import (

@@ -27,9 +27,9 @@ from torch import Generator, Tensor, nn
 from bitbook import ECSQ, FitOptions, Float, Integer, Plan, compress, quantize_dense
 from bitbook.apply import restore
 from bitbook.artifact import to_bytes
-from bitbook.batchnorm import absorb_statistics, fold_
 from bitbook.data import load_cifar10
 from bitbook.models import pretrained_resnet
+from bitbook.surgery.batchnorm import absorb_statistics, fold_
 
 DENSE = {"*.bias": Float("bfloat16")}
 NORMS = {"*bn?.weight": Float("bfloat16"), "*.running_mean": Integer(1), "*.running_var": Integer(2)}

@@ -366,7 +366,7 @@ for point in sorted(group, key=lambda p: p.bytes):
 # | 等しい正解率で必要なバイト数を比べます（Bjøntegaard の方法、区間は種についてのブートストラップ）。種が少ないので区間は広く、区別できない場合はそう書きます。 | Bytes at equal accuracy (Bjøntegaard's way, intervals by bootstrap over seeds). Seeds are few, so intervals are wide, and what cannot be told apart is said to be so. |
 
 # %%
-from bitbook.study.entropy import sentence
+from bitbook.study.priced.entropy import sentence
 from bitbook.study.tables import equal_accuracy_savings
 
 QUESTIONS = {

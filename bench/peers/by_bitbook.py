@@ -18,9 +18,9 @@ from bitbook import ECSQ, Float, Integer, Plan, Trellis
 from bitbook.apply import compress_by_plan as compressed
 from bitbook.apply import freeze, quantize_dense, restore
 from bitbook.artifact import Artifact
-from bitbook.batchnorm import absorb_statistics, normalisations, shift_statistics
 from bitbook.data import load_dataset
 from bitbook.quantizer import FitOptions, Quantized
+from bitbook.surgery.batchnorm import absorb_statistics, normalisations, shift_statistics
 
 
 def compress(task: Task) -> Made:

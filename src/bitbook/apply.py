@@ -16,10 +16,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from bitbook.artifact import Artifact, QuantizedInput, read
-from bitbook.calibrate import encode_calibrated_
-from bitbook.calls import repeatable
+from bitbook.calibration.calls import repeatable
 from bitbook.errors import ModelMismatch, PlanError, WeightError
-from bitbook.feedback import FeedbackOptions, FeedbackReport
+from bitbook.feedback.calibrate import encode_calibrated_
+from bitbook.feedback.error_feedback import FeedbackOptions, FeedbackReport
 from bitbook.inputs import CALIBRATION_EXAMPLES, CHILD, InputQuantizer, calibrate, put_before, take_away
 from bitbook.loop import Training, run_epochs
 from bitbook.plan import Plan

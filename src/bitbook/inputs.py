@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bitbook.calls import calls, evaluating
+from bitbook.calibration.calls import calls, evaluating
 from bitbook.errors import PlanError
 from bitbook.plan import Activation
 from bitbook.quantizer import FitOptions, Quantized, quantize

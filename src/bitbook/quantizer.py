@@ -23,8 +23,8 @@ from jaxtyping import Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import Grid, Shape
-from bitbook.columns import Feedback, Parts
 from bitbook.errors import NoFeedback, PlanError, WeightError
+from bitbook.feedback.columns import Feedback, Parts
 
 Range = Literal["minmax", "absmax", "mse", "mean", "lsq"]
 LARGEST_CODE = 2**31 - 1
@@ -194,7 +194,7 @@ class Quantizer(ABC):
         """The side tensors that suit these codes best, in squared error weighed by `importance`; default: unchanged."""
         return side
 
-    # -- what an encoder does that goes from column to column (columns.py) ---------------------
+    # -- what an encoder does that goes from column to column (feedback/columns.py) ---------------------
     def columns(self, shape: Shape) -> int:
         """How many adjacent columns a code stands for: columns that are encoded together.  Default: one."""
         return 1

@@ -32,7 +32,7 @@ from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
 from bitbook.coding.fixed import Fixed, packed_size
 from bitbook.errors import CorruptArtifact, NoFeedback, PlanError, WeightError
-from bitbook.feedback import ErrorFeedback
+from bitbook.feedback.error_feedback import ErrorFeedback
 from bitbook.plan import KINDS, recipe_from_json, recipe_to_json
 from bitbook.qat import FakeQuantize, Regime
 from bitbook.quantizer import (

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bitbook.budget.sensitivity import chosen_once_more, measure
-from bitbook.fisher import fisher_diagonal
+from bitbook.calibration.fisher import fisher_diagonal
 
 
 class Words(nn.Module):

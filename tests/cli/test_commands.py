@@ -152,7 +152,7 @@ def test_decompress_as_json(weights: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_rd_goes_on_after_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    from bitbook.study import rd
+    from bitbook.study.rd import rd
 
     given = ["rd", "--samples", "8000", "--source", "Laplace", "--bits", "1", "--bits", "2", "--method", "Lloyd"]
     measure, calls = rd.measure, 0

@@ -16,11 +16,11 @@ from bitbook import ECSQ, Plan
 from bitbook.data import Dataset
 from bitbook.errors import PlanError
 from bitbook.models import build_model
-from bitbook.study import entropy, headline, priced
 from bitbook.study.catalogue import STUDIES, find_study
 from bitbook.study.grid import DIGITS, DIGITS_START, digits_recipes, grid
+from bitbook.study.priced import entropy, headline, trial
+from bitbook.study.priced.teacher import lessons
 from bitbook.study.storage import cell_id
-from bitbook.study.teacher import lessons
 from bitbook.study.trial import STARTS_FOLDER, load_parts, run_trial
 
 SMALL = {"epochs": 8, "batch": 32, "lr": 8e-3}
@@ -37,15 +37,15 @@ def record(cell: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_trial_reports_its_own_file() -> None:
     cell = digits_cell(1e-4, inputs=[0.5, 0.5], step=0.4)
-    result = priced.run_trial(cell)
+    result = trial.run_trial(cell)
     assert result["bytes"] == sum(row["bytes"] for row in result["ledger"]["rows"]) < 900
     accuracy = {row["split"]: row["accuracy"] for row in result["rows"]}
     assert accuracy.keys() == {"test", "validation"} and min(accuracy.values()) > 85
-    assert result == {**priced.run_trial(cell), "seconds": result["seconds"]}
+    assert result == {**trial.run_trial(cell), "seconds": result["seconds"]}
 
 
 def test_a_narrow_network_is_trained_and_the_whole_one_written() -> None:
-    result = priced.run_trial(digits_cell(1e-4, narrow="mlp-64-24-12-10"))
+    result = trial.run_trial(digits_cell(1e-4, narrow="mlp-64-24-12-10"))
     assert result["quantized_weights"] == sum(p.numel() for p in build_model(DIGITS.model, seed=0).parameters())
     assert next(row["accuracy"] for row in result["rows"] if row["split"] == "validation") > 85
 
@@ -85,7 +85,7 @@ def test_the_headline_says_what_was_kept_and_what_was_missed(monkeypatch: pytest
     monkeypatch.setattr(headline, "ROWS", (row, headline.Row("mlp-9-2", 99.0, True, "somebody", 1)))
     monkeypatch.setattr(headline, "MLP", DIGITS.model)
     cells = [digits_cell(1e-4, seed) for seed in (0, 1)]
-    results = [record(cell, priced.run_trial(cell)) for cell in cells]
+    results = [record(cell, trial.run_trial(cell)) for cell in cells]
     text = headline.document(results)
     sizes = [r["result"]["bytes"] for r in results]
     assert (
@@ -153,7 +153,7 @@ def test_a_teacher_is_trained_once(copies: int, tmp_path: Path, monkeypatch: pyt
     assert torch.equal(first.y, few.train_y.repeat(max(copies, 1))) and len(list(tmp_path.iterdir())) == 1
     assert torch.equal(first.x, few.train_x) if not copies else not torch.equal(first.x[:96], first.x[96:192])
     assert first.x.min() >= few.train_x.min() and first.x.max() <= few.train_x.max()
-    monkeypatch.setattr("bitbook.study.teacher._train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("bitbook.study.priced.teacher._train", lambda *_: pytest.fail("trained again"))
     again = lessons(spec, "digits", 287, few)
     assert again.logits is not None and torch.equal(again.logits, first.logits) and torch.equal(again.x, first.x)
 

@@ -10,8 +10,8 @@ from torch import Generator
 from bitbook import ECSQ, Codebook, Float
 from bitbook.coding.rans import Rans
 from bitbook.errors import BudgetError, PlanError, StudyError
-from bitbook.study import rd
-from bitbook.study.rd_plots import distance_plot, gains_plot
+from bitbook.study.rd import rd
+from bitbook.study.rd.plots import distance_plot, gains_plot
 from bitbook.theory.sources import Gauss, Laplace, StudentT
 
 COARSE = {"ECSQ": (0.348, 0.0889), "Lloyd–Max": (0.3634, 0.1175)}

@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 from bitbook.cli import app
 from bitbook.data import Dataset, split
 from bitbook.errors import PlanError, StudyError
-from bitbook.study import run, search, trial
+from bitbook.study import run, trial
 from bitbook.study.grid import DIGITS, Layers, Recipe, cell, scalar_recipes, vector_recipes
 from bitbook.study.run import work
-from bitbook.study.search import Proposer, SearchSettings, hopeless, run_trial
+from bitbook.study.search import search
+from bitbook.study.search.search import Proposer, SearchSettings, hopeless, run_trial
 from bitbook.study.stats import pareto_front
 from bitbook.study.storage import StudyStore, open_storage
 

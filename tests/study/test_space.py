@@ -11,7 +11,7 @@ from bitbook.errors import PlanError
 from bitbook.models import build_model
 from bitbook.quantizer import FitOptions, quantize
 from bitbook.study.grid import DIGITS, cell, digits_recipes
-from bitbook.study.space import FIT, LADDERS, RUNGS, Space
+from bitbook.study.search.space import FIT, LADDERS, RUNGS, Space
 
 SPACE = Space.of(build_model("mlp-64-32-16-10", 0), epochs=10, batch=32)
 

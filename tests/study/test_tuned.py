@@ -13,8 +13,9 @@ from torch import Generator
 from bitbook import ECSQ, FineTuning, Plan
 from bitbook.data import IGNORED, Dataset, Split
 from bitbook.models import Llama, build_model
-from bitbook.study import trial, tuned
+from bitbook.study import trial
 from bitbook.study.catalogue import STUDIES
+from bitbook.study.networks import tuned
 from bitbook.study.storage import cell_id
 
 

@@ -15,7 +15,7 @@ from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
 from bitbook.coding.rans import Rans
 from bitbook.errors import NoFeedback, PlanError
-from bitbook.feedback import ErrorFeedback, FeedbackOptions
+from bitbook.feedback.error_feedback import ErrorFeedback, FeedbackOptions
 from bitbook.quantizer import FitOptions, Quantized, Quantizer, quantize
 from bitbook.rate.encoding import quantize_priced
 from bitbook.scalar.ecsq import ECSQ

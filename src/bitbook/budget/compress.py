@@ -17,9 +17,9 @@ from bitbook.artifact.write import to_bytes
 from bitbook.budget.candidates import Kind
 from bitbook.budget.fit import Fit, FitSettings, Fitted, Progress
 from bitbook.budget.report import Choice, Repair
-from bitbook.calls import KEPT, Call, calls, tensors_in
+from bitbook.calibration.calls import KEPT, Call, calls, tensors_in
 from bitbook.errors import BudgetError, PlanError
-from bitbook.feedback import FeedbackOptions, FeedbackReport
+from bitbook.feedback.error_feedback import FeedbackOptions, FeedbackReport
 from bitbook.loop import Training, evaluate
 from bitbook.plan import Plan
 from bitbook.qat import Regime

@@ -20,19 +20,19 @@ from torch import Generator, Tensor, nn
 from bitbook.apply import freeze, restore
 from bitbook.artifact import Artifact, Ledger
 from bitbook.artifact.write import to_bytes
-from bitbook.batchnorm import absorb_statistics, normalisations, shift_statistics
-from bitbook.biases import correct_biases
 from bitbook.budget.allocate import allocate
 from bitbook.budget.candidates import MATRIX_KINDS, VECTOR_KINDS, Candidate, Kind, Tensors, encode
 from bitbook.budget.report import Choice, Repair, Report
 from bitbook.budget.sensitivity import measure, weighted
-from bitbook.calls import calls, evaluating, repeatable, tensors_in
+from bitbook.calibration.calls import calls, evaluating, repeatable, tensors_in
+from bitbook.calibration.importance import second_moments
+from bitbook.calibration.outputs import Categorical, Outputs, mean_divergence, tensor_of
 from bitbook.errors import PlanError, WeightError
-from bitbook.importance import second_moments
-from bitbook.outputs import Categorical, Outputs, mean_divergence, tensor_of
 from bitbook.quantizer import Quantized, checked, quantize
 from bitbook.scalar.leaves import Integer
 from bitbook.slot import slots
+from bitbook.surgery.batchnorm import absorb_statistics, normalisations, shift_statistics
+from bitbook.surgery.biases import correct_biases
 
 ROUNDS = 4
 """Files that are made to fill a budget."""
@@ -97,7 +97,7 @@ class Fit:
 
     Args:
         model: any trained module; it stays as it is.
-        batches: calibration inputs, see `bitbook.calls`; a few hundred examples.
+        batches: calibration inputs, see `bitbook.calibration.calls`; a few hundred examples.
         settings: what may be chosen.
         seed: of k-means, and of labels drawn for the Fisher information.
         progress: called now and then.

@@ -24,12 +24,12 @@ from jaxtyping import Float64 as F64
 from torch import Generator, Tensor, nn
 
 from bitbook.blocks import matrix_shape
-from bitbook.calls import repeatable
+from bitbook.calibration.calls import repeatable
+from bitbook.calibration.fisher import fisher_diagonal
+from bitbook.calibration.importance import Survey, second_moments, survey
+from bitbook.calibration.outputs import Categorical, Outputs
 from bitbook.errors import PlanError
-from bitbook.feedback import ErrorFeedback, FeedbackOptions
-from bitbook.fisher import fisher_diagonal
-from bitbook.importance import Survey, second_moments, survey
-from bitbook.outputs import Categorical, Outputs
+from bitbook.feedback.error_feedback import ErrorFeedback, FeedbackOptions
 from bitbook.quantizer import Quantized
 
 _LEAST = 1e-3

@@ -89,7 +89,7 @@ _LEAST_WEIGHTS = 1000
 
 def chosen_tensors(path: Path, patterns: Sequence[str] | None) -> dict[str, Tensor]:
     """Tensors of a file by name; a file that bitbook wrote is decoded. Raises `PlanError` where none is meant."""
-    from bitbook.checkpoint import read_weights
+    from bitbook.checkpoints.weights import read_weights
     from bitbook.errors import AlreadyCompressed
 
     try:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bitbook.artifact import Artifact
-    from bitbook.feedback import FeedbackReport
+    from bitbook.feedback.error_feedback import FeedbackReport
     from bitbook.plan import Plan
     from bitbook.rate.training import Epoch
 
@@ -346,7 +346,7 @@ def compress(
 
 
 def _trained(model: str, weights: Path | None) -> nn.Module:
-    from bitbook.checkpoint import load_weights
+    from bitbook.checkpoints.weights import load_weights
     from bitbook.models import PRETRAINED_MODELS
 
     network = build(model)

@@ -72,7 +72,7 @@ def diff(
 
 def _read(path: Path) -> _Side:
     from bitbook.artifact import read, read_ledger
-    from bitbook.checkpoint import read_weights
+    from bitbook.checkpoints.weights import read_weights
     from bitbook.errors import AlreadyCompressed
     from bitbook.quantizer import Quantized
 

@@ -50,7 +50,7 @@ def explain(
             found[name] = measure(name, chosen[name], bits)
     largest = max(found.values(), key=lambda gains: gains.weights)
     if picture is not None:
-        from bitbook.study.rd_plots import gains_plot
+        from bitbook.study.rd.plots import gains_plot
 
         title = f"{largest.name}: {largest.weights:,} weights at {largest.bits:g} bits"
         gains_plot(largest.bars, picture, title=title)

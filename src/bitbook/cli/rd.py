@@ -16,7 +16,7 @@ from bitbook.cli.show import print_json
 from bitbook.errors import PlanError
 
 if TYPE_CHECKING:
-    from bitbook.study.rd import Method, Subject
+    from bitbook.study.rd.rd import Method, Subject
 
 
 def rd(
@@ -47,8 +47,8 @@ def rd(
       bitbook rd --out runs/rd
       bitbook rd --weights net.safetensors --tensor fc1.weight --source none --samples 100000
     """
-    from bitbook.study import rd as study
-    from bitbook.study.rd_plots import distance_plot
+    from bitbook.study.rd import rd as study
+    from bitbook.study.rd.plots import distance_plot
     from bitbook.study.tables import finite
 
     targets = tuple(bits or study.TARGETS)

@@ -74,10 +74,10 @@ def search(
 
     from bitbook import __version__
     from bitbook.data import load_dataset
-    from bitbook.study import search as searching
     from bitbook.study.report import installed_versions
     from bitbook.study.run import join as join_study
-    from bitbook.study.search_report import Findings, write_search
+    from bitbook.study.search import search as searching
+    from bitbook.study.search.report import Findings, write_search
     from bitbook.study.storage import has_study, open_storage
     from bitbook.study.trial import STARTS_FOLDER
 

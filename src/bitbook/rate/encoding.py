@@ -12,7 +12,7 @@ from bitbook.quantizer import FitOptions, Price, Quantized, Quantizer, checked, 
 from bitbook.rate.rates import fit_rates
 
 if TYPE_CHECKING:
-    from bitbook.feedback import ErrorFeedback
+    from bitbook.feedback.error_feedback import ErrorFeedback
 
 
 def quantize_priced(

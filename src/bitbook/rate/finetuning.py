@@ -23,16 +23,16 @@ from torch import Generator, Tensor, nn
 
 from bitbook.apply import dequantize_, freeze, quantize_, quantize_dense, restore, with_dense
 from bitbook.artifact import Artifact, to_bytes
-from bitbook.batchnorm import absorb_statistics, fixed_statistics, normalisations, shift_statistics
+from bitbook.calibration.outputs import Categorical
 from bitbook.errors import BudgetError, PlanError
 from bitbook.loop import IGNORED, cross_entropy
-from bitbook.outputs import Categorical
 from bitbook.plan import Plan
 from bitbook.qat import FakeQuantize, Regime
 from bitbook.quantizer import FitOptions, Quantized
 from bitbook.rate.pricing import Pricing
 from bitbook.rate.training import Epoch, Trained, descend, heaviest, squeeze
 from bitbook.slot import slots
+from bitbook.surgery.batchnorm import absorb_statistics, fixed_statistics, normalisations, shift_statistics
 
 Augment = Callable[[Tensor, Generator], Tensor]
 """Inputs of a batch, moved about as in the network's own training."""

@@ -13,8 +13,8 @@ from jaxtyping import Float64, Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
-from bitbook.columns import Feedback
 from bitbook.errors import PlanError
+from bitbook.feedback.columns import Feedback
 from bitbook.quantizer import LARGEST_CODE, Child, FitOptions, Price, Quantizer, StreamSpec
 from bitbook.scalar import ladder
 from bitbook.scalar.leaves import Float

@@ -15,8 +15,8 @@ from jaxtyping import Float64 as F64
 from torch import Tensor
 
 from bitbook.blocks import Grid
-from bitbook.columns import BatchEncoder
 from bitbook.compiling import compiler
+from bitbook.feedback.columns import BatchEncoder
 from bitbook.quantizer import LARGEST_CODE, CodeBits, Price, code_dtype
 from bitbook.rate.rates import Rates
 from bitbook.scalar.kernels import serve

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
-from bitbook.columns import Feedback
 from bitbook.errors import PlanError
+from bitbook.feedback.columns import Feedback
 from bitbook.quantizer import Child, FitOptions, Price, Quantizer, Range, StreamSpec, code_dtype
 from bitbook.scalar import kernels
 from bitbook.scalar.leaves import Float, Integer

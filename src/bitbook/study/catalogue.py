@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bitbook.errors import PlanError
-from bitbook.study.entropy import entropy_cells
 from bitbook.study.family import family_cells, mnist_family_cells
 from bitbook.study.grid import GRIDS
-from bitbook.study.headline import TUNING_SEEDS, headline_cells, tuning_cells
-from bitbook.study.networks import networks_cells
-from bitbook.study.tuned import tuned_cells
+from bitbook.study.networks.trial import networks_cells
+from bitbook.study.networks.tuned import tuned_cells
+from bitbook.study.priced.entropy import entropy_cells
+from bitbook.study.priced.headline import TUNING_SEEDS, headline_cells, tuning_cells
 
 
 class Study(NamedTuple):
@@ -25,7 +25,7 @@ class Study(NamedTuple):
     """Whether its trials are points on a curve of size and accuracy; others have a document of their own."""
 
 
-_PRICED = "bitbook.study.priced:run_trial"
+_PRICED = "bitbook.study.priced.trial:run_trial"
 _FAMILY = "bitbook.study.family:run_trial"
 STUDIES: Mapping[str, Study] = {
     **{name: Study(cells, seeds) for name, (cells, seeds) in GRIDS.items()},
@@ -33,8 +33,8 @@ STUDIES: Mapping[str, Study] = {
     "family": Study(family_cells, 2, _FAMILY, reported=False),
     "family-mnist": Study(mnist_family_cells, 3, _FAMILY, reported=False),
     "headline-tuning": Study(tuning_cells, len(TUNING_SEEDS), _PRICED, reported=False),
-    "networks": Study(networks_cells, 1, "bitbook.study.networks:run_trial", reported=False),
-    "tuned": Study(tuned_cells, 1, "bitbook.study.tuned:run_trial", reported=False),
+    "networks": Study(networks_cells, 1, "bitbook.study.networks.trial:run_trial", reported=False),
+    "tuned": Study(tuned_cells, 1, "bitbook.study.networks.tuned:run_trial", reported=False),
     "headline": Study(headline_cells, 5, _PRICED, reported=False),
 }
 

@@ -28,7 +28,6 @@ from torch import Generator, Tensor, nn
 
 from bitbook.apply import compress_by_plan, freeze, quantize_, quantize_dense, restore, with_dense
 from bitbook.artifact import Artifact
-from bitbook.batchnorm import absorb_statistics, fixed_statistics, normalisations, shift_statistics
 from bitbook.data import Split
 from bitbook.errors import PlanError, WeightError
 from bitbook.lattice.e8p import E8P
@@ -44,9 +43,9 @@ from bitbook.scalar.pruned import Pruned
 from bitbook.scalar.sign_magnitude import SignMagnitude
 from bitbook.scalar.table import NF4, PowersOfTwo, Table
 from bitbook.scalar.uniform import Uniform
-from bitbook.study.entropy import sentence
 from bitbook.study.grid import MNIST, SOURCE_TUNE, STRONG_START
 from bitbook.study.plots import size_accuracy
+from bitbook.study.priced.entropy import sentence
 from bitbook.study.storage import StudyStore, open_storage
 from bitbook.study.tables import (
     EqualBytes,
@@ -61,6 +60,7 @@ from bitbook.study.tables import (
     write_csv,
 )
 from bitbook.study.trial import diverged, load_parts, measure_file, trained_start
+from bitbook.surgery.batchnorm import absorb_statistics, fixed_statistics, normalisations, shift_statistics
 from bitbook.transforms.balanced import Balanced
 from bitbook.transforms.rotated import Rotated
 from bitbook.trellis.tcq import TCQ

@@ -10,8 +10,8 @@ import torch
 from torch import Generator, Tensor
 
 from bitbook.blocks import Shape, matrix_shape
-from bitbook.columns import Feedback
 from bitbook.errors import PlanError
+from bitbook.feedback.columns import Feedback
 from bitbook.quantizer import Child, FitOptions, Price, Quantizer
 from bitbook.scalar.leaves import Float
 from bitbook.scalar.uniform import SMALLEST_SCALE

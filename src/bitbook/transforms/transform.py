@@ -16,8 +16,8 @@ import torch
 from torch import Generator, Tensor
 
 from bitbook.blocks import Grid, Shape, matrix_shape
-from bitbook.columns import Feedback
 from bitbook.errors import PlanError
+from bitbook.feedback.columns import Feedback
 from bitbook.quantizer import (
     Child,
     FitOptions,

@@ -15,8 +15,8 @@ from jaxtyping import Float64 as F64
 from jaxtyping import Int
 from torch import Tensor
 
-from bitbook.columns import BatchEncoder
 from bitbook.compiling import compiler
+from bitbook.feedback.columns import BatchEncoder
 from bitbook.scalar.kernels import serve
 from bitbook.trellis import viterbi
 from bitbook.trellis.machine import next_states, previous

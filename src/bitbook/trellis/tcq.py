@@ -13,8 +13,8 @@ from jaxtyping import Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
-from bitbook.columns import Feedback
 from bitbook.errors import PlanError
+from bitbook.feedback.columns import Feedback
 from bitbook.quantizer import Child, FitOptions, Price, Quantizer, StreamSpec, code_dtype
 from bitbook.scalar.leaves import Float
 from bitbook.trellis.machine import SIZES

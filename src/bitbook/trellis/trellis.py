@@ -14,8 +14,8 @@ from jaxtyping import Int
 from torch import Generator, Tensor
 
 from bitbook.blocks import WHOLE, Block, Grid, Shape, check_block
-from bitbook.columns import ColumnEncoder, Feedback
 from bitbook.errors import PlanError
+from bitbook.feedback.columns import ColumnEncoder, Feedback
 from bitbook.quantizer import Child, FitOptions, Price, Quantizer, StreamSpec
 from bitbook.rate.rates import LevelRates
 from bitbook.scalar.leaves import Float
