@@ -44,7 +44,7 @@ entropy: ## every trained file at fixed width and entropy-coded, and docs/result
 
 family: ## every quantizer at equal bytes, on MNIST and a ResNet-20 (BITBOOK_DATA), and docs/results/family.md
 	$(MAKE) study DATASET=family
-	$(PY) -m bitbook.study.family runs/family docs/results
+	$(PY) -m bitbook.study.family.document runs/family docs/results
 	$(PY) docs/tables.py
 
 peers: $(STAMP) ## other tools on the same public networks (BITBOOK_DATA), each installed in .bench/, and docs/results/peers.md

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bitbook.errors import PlanError
-from bitbook.study.family import family_cells, mnist_family_cells
+from bitbook.study.family.methods import family_cells, mnist_family_cells
 from bitbook.study.grid import GRIDS
 from bitbook.study.networks.trial import networks_cells
 from bitbook.study.networks.tuned import tuned_cells
@@ -26,7 +26,7 @@ class Study(NamedTuple):
 
 
 _PRICED = "bitbook.study.priced.trial:run_trial"
-_FAMILY = "bitbook.study.family:run_trial"
+_FAMILY = "bitbook.study.family.trial:run_trial"
 STUDIES: Mapping[str, Study] = {
     **{name: Study(cells, seeds) for name, (cells, seeds) in GRIDS.items()},
     "entropy": Study(entropy_cells, 3, reported=False),

@@ -37,7 +37,7 @@ from bitbook.rate.finetuning import FineTuning, finetune
 from bitbook.scalar.ecsq import ECSQ
 from bitbook.scalar.leaves import Integer
 from bitbook.scalar.uniform import Uniform
-from bitbook.study.family import float_start
+from bitbook.study.family.trial import float_start
 from bitbook.study.networks.trial import calibration_inputs, cropping, divergence
 from bitbook.study.trial import load_parts, measure_file
 
