@@ -72,7 +72,7 @@ RESNET = Tuning(
         "ends": Plan({"conv1.weight": ECSQ(), "linear.weight": ECSQ()}).to_json(),
         "end_step": 0.25,
         "calibration": 500,
-        "training": {"epochs": 40, "batch": 64, "lr": 1e-3, "precision": "bfloat16"},
+        "training": {"epochs": 40, "batch": 64, "lr": 5e-4, "precision": "bfloat16"},
         "crop": {"margin": 4, "mirror": True, "background": list(BLACK)},
         "dense": Plan({
             "*bn?.weight": _VECTORS, "*bn?.bias": _VECTORS, "linear.bias": _VECTORS, "*.running_mean": Integer(1),
