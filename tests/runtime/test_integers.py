@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from bitbook import (
@@ -65,8 +67,38 @@ def test_sums_are_those_of_the_integers(recipe: Quantizer, activation: Activatio
         found, product = layer.reference(x)
         assert torch.equal(found.long(), sums)
         assert torch.equal(product, expected)
-        assert torch.equal(layer(x, None), expected)
-        assert torch.equal(layer(x, w[:, 0]), expected + w[:, 0])
+        assert torch.equal(layer.linear(x, None), expected)
+        for bias in (w[:, 0], w[:, 0].contiguous()):
+            assert torch.equal(layer.linear(x, bias), expected + bias)
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.integers(8, 50), cols=st.integers(1, 90), batch=st.integers(0, 40), bits=st.integers(1, 8),
+    activation=st.sampled_from(INPUTS), biased=st.booleans(), threads=st.sampled_from([1, 1, 1, 2]),
+)  # fmt: skip
+def test_any_shape(
+    rows: int, cols: int, batch: int, bits: int, activation: Activation, biased: bool, threads: int
+) -> None:
+    layer = integers(Uniform(bits, symmetric=False), activation, random(rows, cols, seed=rows))
+    x, bias = random(batch, cols, seed=cols), random(rows) if biased else None
+    expected = layer.reference(x)[1] if batch else torch.empty(0, rows)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        y = layer.linear(x, bias)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(y, expected if bias is None else expected + bias)
+
+
+@pytest.mark.parametrize("at", [0, 15, 16, 70, 82])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_input_without_a_range_has_no_product(value: float, at: int) -> None:
+    layer = integers(Uniform(4), Activation(Uniform(8)), random(37, 83))
+    x = random(9, 83)
+    x[5, at] = value
+    assert not bool(layer.linear(x, None).isfinite().any())
 
 
 @pytest.mark.parametrize("width", ["batch", "running", "calibrated"])

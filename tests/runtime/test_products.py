@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.laws.cases import QUANTIZERS, Case
 from tests.runtime.engines import ENGINES, only
 
-from bitbook import ECSQ, Binary, Codebook, Quantized, Trellis, Uniform, quantize
+from bitbook import ECSQ, Binary, Codebook, Float, Quantized, Quantizer, Trellis, Uniform, quantize
 from bitbook.quantizer import FitOptions
 from bitbook.runtime.books import MOST_LOOKED_UP, Rows, Vectors
 from bitbook.runtime.forms import KERNELS, pack_tensor
@@ -111,6 +111,24 @@ def test_any_vectors(rows: int, vectors: int, dims: int, size: int, batch: int) 
     check_product(packed, quantized.decode(), batch)
 
 
+@settings(max_examples=40)
+@given(
+    rows=st.integers(8, 70), cols=st.integers(2, 140), size=st.integers(1, 70), batch=st.integers(0, 20),
+    centroids=st.sampled_from([Float(), Float("float16"), Uniform(4, (1, -1))]), bias=st.booleans(),
+)  # fmt: skip
+def test_any_rows(rows: int, cols: int, size: int, batch: int, centroids: Quantizer, bias: bool) -> None:
+    """Few centroids, which registers hold, and many; labels of every kind."""
+    generator = torch.Generator().manual_seed(size)
+    recipe = Codebook(min(size, rows), (1, -1), centroids=centroids)
+    codes = torch.randint(recipe.size, (rows, 1), generator=generator).to(torch.uint8)  # type: ignore[arg-type]
+    side = quantize(centroids, matrix(int(recipe.size), cols))
+    quantized = Quantized(recipe, (rows, cols), {"codes": codes}, {"centroids": side})
+    packed = pack_tensor(quantized)
+    assert isinstance(packed, Rows)
+    assert torch.equal(packed.decode(), quantized.decode())
+    check_product(packed, quantized.decode(), batch, bias=bias)
+
+
 def test_the_form_follows_from_recipe_and_blocks() -> None:
     w = matrix(64, 128)
 
@@ -133,12 +151,31 @@ def test_memory_is_near_the_fixed_width(bits: int) -> None:
     assert 8 * packed.nbytes / (256 * 1024) <= bits + 0.1
 
 
-def test_threads_do_not_change_a_product() -> None:
-    packed = pack_tensor(quantize(Uniform(4, (1, -1)), matrix(512, 512)))
-    x, before = matrix(16, 512, 1), torch.get_num_threads()
-    one = packed.linear(x, None)
-    try:
-        torch.set_num_threads(2)
-        assert torch.equal(packed.linear(x, None), one)
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Uniform(4, (1, -1)),
+        Codebook(16, (1, 2)),
+        Codebook(0.25, (1, -1)),
+        Codebook(0.25, (1, -1), centroids=Uniform(4, (1, -1))),
+    ],
+    ids=repr,
+)
+def test_threads_do_not_change_a_product(recipe: Uniform | Codebook) -> None:
+    packed = pack_tensor(quantize(recipe, matrix(128, 512), options=FitOptions(iterations=2)))
+    before = torch.get_num_threads()
+    for batch in (4, 41):
+        x, bias = matrix(batch, 512, 1), matrix(1, 128, 2)[0]
+        one = packed.linear(x, bias)
+        try:
+            torch.set_num_threads(2)
+            assert torch.equal(packed.linear(x, bias), one)
+        finally:
+            torch.set_num_threads(before)
+
+
+def test_a_bias_of_other_strides_or_of_another_type_is_added_as_torch_would() -> None:
+    packed = pack_tensor(quantize(Uniform(4, (1, -1)), matrix(40, 64)))
+    x, values = matrix(3, 64, 1), matrix(40, 2, 2)
+    for bias in (values[:, 0], values[:, 0].half()):
+        assert torch.equal(packed.linear(x, bias), packed.linear(x, None) + bias)

@@ -77,14 +77,18 @@ class Rows(Packed):
         return y if bias is None else y.add_(bias)
 
     def _native(self) -> Product | None:
-        """The product by native.c, of centroids that are floats."""
-        library, panels = native.compiled(), self.centroids
-        if library is None or not isinstance(panels, Panels) or not panels.values.is_cpu:
+        """The product by native.c: all of it where centroids are floats, otherwise what follows the centroids' own."""
+        library, centroids = native.compiled(), self.centroids
+        if library is None or not self.labels.is_cpu:
             return None
-        kept = panels.values, self.labels
-        pointers = (tensor.data_ptr() for tensor in kept)
-        structure = native.Rows(*pointers, self.rows, self.cols, len(panels.values))
-        return native_product(library.rows_linear, structure, kept, self.rows, panels.values.numel())
+        panels = centroids.values if isinstance(centroids, Panels) else None
+        address = None if panels is None else panels.data_ptr()
+        structure = native.Rows(address, self.labels.data_ptr(), self.rows, self.cols, centroids.rows)
+        kept = panels, self.labels
+        if panels is not None:
+            return native_product(library.rows_linear, structure, kept, self.rows, panels.numel())
+        gather = native_product(library.gather_linear, structure, kept, self.rows, self.rows)
+        return lambda x, bias: gather(centroids.linear(x, None), bias)
 
 
 class Panels(Packed):

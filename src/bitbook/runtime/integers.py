@@ -9,7 +9,6 @@ What training simulated with rounded floats, up to the rounding of its own sums.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -22,8 +21,7 @@ from bitbook.artifact import QuantizedInput
 from bitbook.quantizer import FitOptions, Range
 from bitbook.runtime import native
 from bitbook.runtime.levels import Levels
-from bitbook.runtime.packing import threads_for
-from bitbook.runtime.products import is_plain
+from bitbook.runtime.products import Product, is_plain, native_product
 from bitbook.scalar.uniform import Uniform
 
 _LARGEST_SUM = (1 << 31) - 1
@@ -53,7 +51,7 @@ class Integers(nn.Module):
         self.side = {name: side.decode() for name, side in quantized.side.items()}
         self.register_buffer("zeros", zeros)
         self.register_buffer("sums", self._whole(0, weights.rows).sum(1, dtype=torch.int32))
-        self._prepared: Callable[[Tensor], Tensor] | None = None
+        self._prepared: Product | None = None
 
     @classmethod
     def of(cls, weights: Levels, quantized: QuantizedInput) -> Integers | None:
@@ -76,11 +74,16 @@ class Integers(nn.Module):
             return None
         return cls(weights, quantized, recipe, zeros, factor)
 
-    def forward(self, x: F32[Tensor, "batch cols"], bias: F32[Tensor, " rows"] | None) -> F32[Tensor, "batch rows"]:
+    def linear(self, x: F32[Tensor, "batch cols"], bias: F32[Tensor, " rows"] | None) -> F32[Tensor, "batch rows"]:
         """`x̂ · wᵀ + bias`."""
-        if is_plain(x) and self._prepared is None:
-            self._prepared = self._native()
-        y = self._prepared(x) if is_plain(x) and self._prepared is not None else self.reference(x)[1]
+        if not is_plain(x):
+            return self._by_torch(x, bias)
+        if self._prepared is None:
+            self._prepared = self._native() or self._by_torch
+        return self._prepared(x, bias)
+
+    def _by_torch(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        y = self.reference(x)[1]
         return y if bias is None else y.add_(bias)
 
     def reference(self, x: F32[Tensor, "batch cols"]) -> tuple[Int[Tensor, "batch rows"], F32[Tensor, "batch rows"]]:
@@ -113,41 +116,27 @@ class Integers(nn.Module):
         blocks = torch.arange(self.weights.rows, device=self.zeros.device) // self.weights.block[0]
         return self.weights.scale.float()[blocks, 0]
 
-    def _native(self) -> Callable[[Tensor], Tensor] | None:
+    def _native(self) -> Product | None:
+        """The product by native.c."""
         library, weights = native.compiled(), self.weights
         if library is None or not self.zeros.is_cpu or self.rule not in _RULES:
             return None
         scales = self._row_scales().contiguous()
+        kept = weights.codes.words, scales, self.zeros, self.sums
+        given = {name: float(value) for name, value in self.side.items()}
         structure = native.Integers(
-            weights.codes.words.data_ptr(),
-            scales.data_ptr(),
-            self.zeros.data_ptr(),
-            self.sums.data_ptr(),
+            *(tensor.data_ptr() for tensor in kept),
             weights.rows,
             weights.cols,
             weights.codes.bits,
             self.factor,
+            int(self.recipe.symmetric),
+            self.recipe.q_max if self.recipe.symmetric else self.recipe.alphabet - 1,
+            native.GIVEN if given else _RULES[self.rule],
+            given.get("scale", 0.0),
+            given.get("zero_point", 0.0),
         )
-        kept = weights.codes.words, scales, self.zeros, self.sums  # what the structure points to
-        given = {name: float(value) for name, value in self.side.items()}
-        most = self.recipe.q_max if self.recipe.symmetric else self.recipe.alphabet - 1
-        rule = native.GIVEN if given else _RULES[self.rule]
-        values = int(self.recipe.symmetric), most, rule, given.get("scale", 0.0), given.get("zero_point", 0.0)
-        reference, rows, size, call = (
-            ctypes.byref(structure),
-            weights.rows,
-            weights.rows * weights.cols,
-            library.integers_linear,
-        )
-
-        def linear(x: Tensor, _: object = kept) -> Tensor:
-            y, own = torch.empty(len(x), rows), native.Input(*values)
-            pointers = x.data_ptr(), len(x), y.data_ptr(), None
-            if not call(reference, ctypes.byref(own), *pointers, threads_for(len(x) * size)):
-                raise MemoryError(f"a product of {len(x)} × {rows} finds no room for its input")
-            return y
-
-        return linear
+        return native_product(library.integers_linear, structure, kept, weights.rows, weights.rows * weights.cols)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_prepared": None}  # addresses of memory

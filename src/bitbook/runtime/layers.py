@@ -44,11 +44,11 @@ class PackedLinear(nn.Linear):
         return self.packed.decode()
 
     def forward(self, x: Tensor) -> Tensor:
-        modules = self.__dict__["_modules"]  # at a quarter of what an attribute costs
         if x.requires_grad and torch.is_grad_enabled():
             raise PlanError(_NO_GRADIENT)
-        product = modules["integers"] or modules["packed"].linear
-        bias = self.__dict__["_parameters"]["bias"]
+        own = self.__dict__  # at a quarter of what an attribute costs
+        modules, bias = own["_modules"], own["_parameters"]["bias"]
+        product = (modules["integers"] or modules["packed"]).linear
         if x.dim() == 2:
             return product(x, bias)
         y = product(x.reshape(-1, x.shape[-1]), bias)

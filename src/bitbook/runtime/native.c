@@ -38,6 +38,36 @@ INLINE words field(const loose_words *unit, int k, int bits) {
     return shift + bits <= 32 ? low : low | unit[at + 1] << (32 - shift);
 }
 
+/* What all products are asked for: y (n, rows) = x (n, cols) · wᵀ + bias, which may be NULL. */
+typedef struct {
+    const float *bias, *x;
+    long n;
+    float *y;
+    long threads;
+} call_t;
+
+/* Calls `tasks`, whose loops threads share, in `c->threads` of them.  A parallel region of one thread would take as
+   long as a small product does. */
+#define IN_THREADS(tasks)                                         \
+    if (c->threads > 1) {                                         \
+        _Pragma("omp parallel num_threads(c->threads)") { tasks; } \
+    } else                                                        \
+        tasks
+
+/* The first `count` of 16 values, or all of them. */
+INLINE floats load(const float *from, long count) {
+    floats values = {0};
+    if (count >= LANES) return *(const loose_floats *)from;
+    memcpy(&values, from, count * sizeof(float));
+    return values;
+}
+INLINE void store(float *to, floats values, long count) {
+    if (count >= LANES)
+        *(loose_floats *)to = values;
+    else
+        memcpy(to, &values, count * sizeof(float));
+}
+
 /* -- levels ---------------------------------------------------------------------------------------------------- */
 
 enum { FLOAT32, BFLOAT16 }; /* types of scales and offsets */
@@ -135,12 +165,19 @@ static block_function *const blocks[][2] = {
 static const int TILES[] = {1, 8};
 static int tile_of(long n) { return n > 1; }
 
-/* to[j * 8 + b] = x[b * cols + j], for `count` <= 8 inputs. */
-static void interleave(const float *x, int count, long cols, float *to) {
+/* to[j * stride + b] = x[b * cols + j], for `count` <= 8 inputs, of whatever fills 32 bits. */
+static void interleave(const void *x, int count, long cols, void *to, long stride) {
+    if (stride == 1) {
+        memcpy(to, x, cols * sizeof(uint32_t));
+        return;
+    }
+    typedef uint32_t word __attribute__((may_alias));
+    const word *from = x;
+    word *into = to;
     long j = 0;
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
-    typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
+    typedef uint32_t eight __attribute__((vector_size(32), aligned(4), may_alias));
 #define LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
 #define HIGH(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
 #define FIRST(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
@@ -149,88 +186,83 @@ static void interleave(const float *x, int count, long cols, float *to) {
 #define RIGHT(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
     for (; count == 8 && j + 8 <= cols; j += 8) {
         eight r[8], t[8], u[8];
-        for (int b = 0; b < 8; b++) r[b] = *(const eight *)(x + b * cols + j);
+        for (int b = 0; b < 8; b++) r[b] = *(const eight *)(from + b * cols + j);
         for (int b = 0; b < 8; b += 2) t[b] = LOW(r[b], r[b + 1]), t[b + 1] = HIGH(r[b], r[b + 1]);
         for (int b = 0; b < 8; b += 4)
             for (int k = 0; k < 2; k++) u[b + 2 * k] = FIRST(t[b + k], t[b + k + 2]), u[b + 2 * k + 1] = SECOND(t[b + k], t[b + k + 2]);
         for (int k = 0; k < 4; k++) {
-            *(eight *)(to + (j + k) * 8) = LEFT(u[k], u[k + 4]);
-            *(eight *)(to + (j + k + 4) * 8) = RIGHT(u[k], u[k + 4]);
+            *(eight *)(into + (j + k) * stride) = LEFT(u[k], u[k + 4]);
+            *(eight *)(into + (j + k + 4) * stride) = RIGHT(u[k], u[k + 4]);
         }
     }
 #endif
 #endif
     for (; j < cols; j++)
-        for (int b = 0; b < count; b++) to[j * 8 + b] = x[b * cols + j];
+        for (int b = 0; b < count; b++) into[j * stride + b] = from[b * cols + j];
 }
 
-/* The inputs as products want them, of `cols` columns, into zeros; a tile after the other. */
-static void tile_inputs(const float *x, long n, long x_cols, long cols, float *packed, int threads) {
-    if (n == 1) {
-        memcpy(packed, x, x_cols * sizeof(float));
-        return;
+/* Inputs in tiles of `batch`, and their sums over each group of columns where there are offsets. */
+typedef struct {
+    int batch;
+    long cols, tiles, step, groups;
+    float *packed, *totals;
+    int failed;
+} levels_input_t;
+
+static void levels_tasks(const levels_t *w, const call_t *c, levels_input_t *in) {
+    long row_blocks = (w->rows + LANES - 1) / LANES, size = words_per_row(w->cols, w->bits), groups = in->groups;
+    block_function *function = blocks[w->bits - 1][in->batch > 1];
+#pragma omp for
+    for (long t = 0; t < in->tiles; t++) {
+        const float *x = c->x + t * in->batch * w->cols;
+        int count = c->n - t * in->batch < in->batch ? (int)(c->n - t * in->batch) : in->batch;
+        interleave(x, count, w->cols, in->packed + t * in->batch * in->cols, in->batch);
+        for (long b = 0; w->offsets && b < count; b++)
+            for (long g = 0; g < groups; g++) {
+                float sum = 0;
+                for (long j = g * in->step; j < (g + 1) * in->step && j < w->cols; j++) sum += x[b * w->cols + j];
+                in->totals[(t * groups + g) * in->batch + b] = sum;
+            }
     }
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (long t = 0; t < (n + 7) / 8; t++)
-        interleave(x + t * 8 * x_cols, n - t * 8 < 8 ? (int)(n - t * 8) : 8, x_cols, packed + t * 8 * cols);
+    floats *scales = aligned_alloc(64, 2 * groups * sizeof(floats)), *offsets = scales + groups;
+    if (!scales) {
+#pragma omp atomic write
+        in->failed = 1;
+    }
+#pragma omp for schedule(dynamic, 4)
+    for (long i = 0; i < row_blocks; i++) {
+        if (!scales) continue;
+        long most = w->rows - i * LANES < LANES ? w->rows - i * LANES : LANES;
+        for (int l = 0; l < LANES; l++) {
+            long at = (i * LANES + (l < most ? l : 0)) / w->block_rows * groups;
+            for (long g = 0; g < groups; g++) {
+                scales[g][l] = value_at(w->scales, w->scale_type, at + g);
+                if (w->offsets) offsets[g][l] = value_at(w->offsets, w->offset_type, at + g);
+            }
+        }
+        floats bias = c->bias ? load(c->bias + i * LANES, most) : (floats){0};
+        for (long t = 0; t < in->tiles; t++) {
+            floats sum[MOST_SUMS] = {{0}};
+            function(w, w->codes + i * size, scales, w->offsets ? offsets : NULL, in->packed + t * in->batch * in->cols,
+                     in->totals + t * groups * in->batch, sum);
+            for (int b = 0; b < in->batch && t * in->batch + b < c->n; b++)
+                store(c->y + (t * in->batch + b) * w->rows + i * LANES, sum[b] + bias, most);
+        }
+    }
+    free(scales);
 }
 
-/* y (n, rows) = x (n, cols) · wᵀ + bias; returns 0 where memory is short. */
-int levels_linear(const levels_t *w, const float *bias, const float *x, long n, float *y, int threads) {
-    int tile = tile_of(n), batch = TILES[tile];
-    long unit = codes_per_unit(w->bits), cols = (w->cols + unit - 1) / unit * unit, tiles = (n + batch - 1) / batch;
+/* Returns 0 where memory is short, as all products do. */
+int levels_linear(const levels_t *w, const call_t *c) {
+    int batch = TILES[tile_of(c->n)];
+    long unit = codes_per_unit(w->bits), cols = (w->cols + unit - 1) / unit * unit, tiles = (c->n + batch - 1) / batch;
     long step = w->block_cols < w->cols ? w->block_cols : cols, groups = (cols + step - 1) / step;
     float *packed = calloc(tiles * batch * (cols + groups) + LANES, 4);
     if (!packed) return 0;
-    float *totals = packed + tiles * batch * cols;
-    tile_inputs(x, n, w->cols, cols, packed, threads);
-    if (w->offsets)
-        for (long b = 0; b < n; b++)
-            for (long g = 0; g < groups; g++) {
-                float sum = 0;
-                for (long j = g * step; j < (g + 1) * step && j < w->cols; j++) sum += x[b * w->cols + j];
-                totals[(b / batch * groups + g) * batch + b % batch] = sum;
-            }
-    long row_blocks = (w->rows + LANES - 1) / LANES, size = words_per_row(w->cols, w->bits);
-    block_function *function = blocks[w->bits - 1][tile];
-    int short_of_memory = 0;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        floats *scales = aligned_alloc(64, 2 * groups * sizeof(floats)), *offsets = scales + groups;
-        if (!scales) {
-#pragma omp atomic write
-            short_of_memory = 1;
-        }
-#pragma omp for schedule(dynamic, 4)
-        for (long i = 0; i < row_blocks; i++) {
-            if (!scales) continue;
-            long most = w->rows - i * LANES < LANES ? w->rows - i * LANES : LANES;
-            for (int l = 0; l < LANES; l++) {
-                long at = (i * LANES + (l < most ? l : 0)) / w->block_rows * groups;
-                for (long g = 0; g < groups; g++) {
-                    scales[g][l] = value_at(w->scales, w->scale_type, at + g);
-                    if (w->offsets) offsets[g][l] = value_at(w->offsets, w->offset_type, at + g);
-                }
-            }
-            for (long t = 0; t < tiles; t++) {
-                floats sum[MOST_SUMS] = {{0}};
-                function(w, w->codes + i * size, scales, w->offsets ? offsets : NULL, packed + t * batch * cols,
-                         totals + t * groups * batch, sum);
-                for (int b = 0; b < batch && t * batch + b < n; b++) {
-                    float *to = y + (t * batch + b) * w->rows + i * LANES;
-                    const float *own = bias ? bias + i * LANES : NULL;
-                    if (most == LANES) {
-                        *(loose_floats *)to = own ? sum[b] + *(const loose_floats *)own : sum[b];
-                        continue;
-                    }
-                    for (int l = 0; l < most; l++) to[l] = own ? sum[b][l] + own[l] : sum[b][l];
-                }
-            }
-        }
-        free(scales);
-    }
+    levels_input_t in = {batch, cols, tiles, step, groups, packed, packed + tiles * batch * cols, 0};
+    IN_THREADS(levels_tasks(w, c, &in));
     free(packed);
-    return !short_of_memory;
+    return !in.failed;
 }
 
 /* -- integers -------------------------------------------------------------------------------------------------- */
@@ -241,47 +273,72 @@ typedef struct {
     const int32_t *zeros; /* (rows,): the code of zero */
     const int32_t *sums;  /* (rows,): of codes less their zeros */
     long rows, cols;
-    int bits, factor; /* factor: a weight is factor · code - zero */
+    int bits, factor;        /* factor: a weight is factor · code - zero */
+    int symmetric, most;     /* largest code of an input; if symmetric, -most is the smallest, otherwise 0 */
+    int rule;                /* by which an input's scale and zero point follow from it */
+    float in_scale, in_zero; /* if they are GIVEN */
 } integers_t;
-
-typedef struct {
-    int symmetric, most; /* largest code; of a symmetric input -most is the smallest, otherwise 0 */
-    int rule;            /* by which the scale follows from the input */
-    float scale, zero;   /* given, or what the rule found */
-} input_t;
 
 enum { GIVEN, MINMAX, ABSMAX };
 
-static void find_range(input_t *in, const float *x, long count) {
-    float least = 1e-8f, low = INFINITY, high = -INFINITY, lows[LANES], highs[LANES], nothing[LANES] = {0};
-    for (int l = 0; l < LANES; l++) lows[l] = INFINITY, highs[l] = -INFINITY;
-    for (long i = 0; i + LANES <= count; i += LANES)
-        for (int l = 0; l < LANES; l++) {
-            lows[l] = x[i + l] < lows[l] ? x[i + l] : lows[l];
-            highs[l] = x[i + l] > highs[l] ? x[i + l] : highs[l];
-            nothing[l] += x[i + l] - x[i + l]; /* or not a number */
+typedef struct {
+    float low, high;
+    int broken; /* whether some value is infinite or not a number */
+} range_t;
+
+INLINE floats least(floats a, floats b) {
+    ints below = a < b;
+    return (floats)((below & (ints)a) | (~below & (ints)b));
+}
+
+static range_t range_of(const float *x, long count) {
+    enum { CHAINS = 4 }; /* that do not wait for each other */
+    floats low[CHAINS], minus_high[CHAINS], nothing[CHAINS] = {{0}};
+    range_t range = {INFINITY, -INFINITY, 0};
+    for (int k = 0; k < CHAINS; k++) low[k] = minus_high[k] = (floats){0} + INFINITY;
+    for (long i = 0; i < count; i += CHAINS * LANES)
+#pragma GCC unroll 4
+        for (int k = 0; k < CHAINS; k++) {
+            long left = count - i - k * LANES;
+            if (left <= 0) continue;
+            floats value = load(x + i + k * LANES, left);
+            if (left < LANES)
+                for (long l = left; l < LANES; l++) value[l] = value[0];
+            low[k] = least(value, low[k]), minus_high[k] = least(-value, minus_high[k]), nothing[k] += value - value;
         }
-    for (long i = count - count % LANES; i < count; i++) {
-        lows[0] = x[i] < lows[0] ? x[i] : lows[0], highs[0] = x[i] > highs[0] ? x[i] : highs[0];
-        nothing[0] += x[i] - x[i];
-    }
-    int broken = 0;
+    for (int k = 1; k < CHAINS; k++)
+        low[0] = least(low[k], low[0]), minus_high[0] = least(minus_high[k], minus_high[0]), nothing[0] += nothing[k];
     for (int l = 0; l < LANES; l++) {
-        low = lows[l] < low ? lows[l] : low, high = highs[l] > high ? highs[l] : high;
-        broken |= nothing[l] != 0;
+        range.low = low[0][l] < range.low ? low[0][l] : range.low;
+        range.high = -minus_high[0][l] > range.high ? -minus_high[0][l] : range.high;
+        range.broken |= nothing[0][l] != 0;
     }
-    in->zero = 0;
-    if (!in->symmetric) {
+    return range;
+}
+
+/* Scale and zero point of an input whose values lie between those of `ranges`. */
+static void find_scale(const integers_t *w, const range_t *ranges, long count, float *scale, float *zero) {
+    float smallest = 1e-8f, low = INFINITY, high = -INFINITY, most = w->most;
+    int broken = 0;
+    for (const range_t *range = ranges; range < ranges + count; range++) {
+        low = range->low < low ? range->low : low, high = range->high > high ? range->high : high;
+        broken |= range->broken;
+    }
+    *zero = 0;
+    if (!w->symmetric) {
         low = low > 0 ? 0 : low, high = high < 0 ? 0 : high;
-        in->scale = (high - low) / (float)in->most;
+        *scale = (high - low) / most;
     } else
-        in->scale = in->rule == MINMAX ? (high - low) / (float)(2 * in->most) : (-low > high ? -low : high) / (float)in->most;
-    in->scale = broken ? NAN : in->scale < least ? least : in->scale;
-    if (!in->symmetric) {
-        in->zero = rintf(-low / in->scale);
-        in->zero = in->zero < 0 ? 0 : in->zero > in->most ? in->most : in->zero;
+        *scale = w->rule == MINMAX ? (high - low) / (2 * most) : (-low > high ? -low : high) / most;
+    *scale = broken ? NAN : *scale < smallest ? smallest : *scale;
+    if (!w->symmetric) {
+        *zero = rintf(-low / *scale);
+        *zero = *zero < 0 ? 0 : *zero > most ? most : *zero;
     }
 }
+
+/* What is taken from codes of an input, so that they are bytes with a sign. */
+static int shift_of(const integers_t *w) { return !w->symmetric && w->most > 127 ? 128 : 0; }
 
 /* Whole numbers of an input, and their sum.  Bytes may be anything's, so the compiler is told that these are not. */
 static int32_t round_row(const float *restrict x, long count, float scale, float zero, float low, float high, int shift,
@@ -298,7 +355,7 @@ static int32_t round_row(const float *restrict x, long count, float scale, float
     return total;
 }
 
-/* Four bytes of each lane: codes whose columns `order` names. */
+/* Four codes of each lane, in bytes: those of the columns that `order` names. */
 INLINE words quad(const loose_words *unit, int q, int bits) {
     words mask = {0}, value;
     mask += 0x01010101u * ((1u << bits) - 1);
@@ -307,8 +364,10 @@ INLINE words quad(const loose_words *unit, int q, int bits) {
     for (int m = 1; m < 4; m++) value |= (field(unit, 4 * q + m, bits) & ((1u << bits) - 1)) << (8 * m);
     return value;
 }
-static int order(int q, int m, int bits) {
-    return 8 % bits ? 4 * q + m : q / (8 / bits) * (32 / bits) + m * (8 / bits) + q % (8 / bits);
+/* The column of a unit that is byte k of its quads. */
+static int order(int k, int bits) {
+    int q = k / 4, m = k % 4;
+    return 8 % bits ? k : q / (8 / bits) * (32 / bits) + m * (8 / bits) + q % (8 / bits);
 }
 
 INLINE ints dot4(ints sum, words codes, int32_t x) {
@@ -346,63 +405,82 @@ DOTS(1) DOTS(2) DOTS(3) DOTS(4) DOTS(5) DOTS(6) DOTS(7) DOTS(8)
 static dot_function *const dots[][3] = {DOT_NAMES(1), DOT_NAMES(2), DOT_NAMES(3), DOT_NAMES(4),
                                         DOT_NAMES(5), DOT_NAMES(6), DOT_NAMES(7), DOT_NAMES(8)};
 
-/* y (n, rows) = x̂ (n, cols) · wᵀ, x̂ being x rounded to integers; the integer sums go to `sums` if it is not
-   NULL.  Changes `in` where its rule is not GIVEN.  Returns 0 where memory is short. */
-int integers_linear(const integers_t *w, input_t *in, const float *x, long n, float *y, int32_t *sums, int threads) {
-    int tile = n == 1 ? 0 : n <= 8 ? 1 : 2, batch = tile < 2 ? TILES[tile] : 16, bits = w->bits;
-    long unit = codes_per_unit(bits), units = (w->cols + unit - 1) / unit, tiles = (n + batch - 1) / batch;
-    long size = words_per_row(w->cols, bits), row_blocks = (w->rows + LANES - 1) / LANES, quads = units * unit / 4;
-    if (in->rule != GIVEN) find_range(in, x, n * w->cols);
-    float low = in->symmetric ? -in->most : 0, high = in->most, input_scale = in->scale, input_zero = in->zero;
-    int shift = !in->symmetric && in->most > 127 ? 128 : 0, beyond = shift - (int)in->zero;
-    int places[32]; /* of the columns of a unit, four by four */
-    for (int k = 0; k < unit; k++) places[k] = order(k / 4, k % 4, bits);
-    int32_t *packed = calloc(tiles * batch * quads + n, 4), *totals = packed + tiles * batch * quads;
-    int8_t *rounded = calloc(n * units * unit + LANES, 1);
-    if (!packed || !rounded) {
-        free(packed), free(rounded);
-        return 0;
-    }
-#pragma omp parallel for num_threads(threads) if (threads > 1 && n > 1)
-    for (long b = 0; b < n; b++) {
-        const float *from = x + b * w->cols;
-        int32_t *to = packed + b / batch * batch * quads + b % batch, total = 0;
-        int8_t *own = rounded + b * units * unit;
-        total = round_row(from, w->cols, input_scale, input_zero, low, high, shift, own);
-        totals[b] = total;
-        for (long u = 0; u < units; u++, own += unit)
-            for (int q = 0; q < unit / 4; q++, to += batch) {
-                const int *from = places + 4 * q;
-                int8_t four[4] = {own[from[0]], own[from[1]], own[from[2]], own[from[3]]};
-                memcpy(to, four, 4);
-            }
-    }
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 4)
-    for (long i = 0; i < row_blocks; i++) {
-        long most = w->rows - i * LANES < LANES ? w->rows - i * LANES : LANES;
-        for (long t = 0; t < tiles; t++) {
-            ints sum[16] = {{0}};
-            dots[bits - 1][tile](w->codes + i * size, units, packed + t * batch * quads, sum);
-            for (int b = 0; b < batch && t * batch + b < n; b++) {
-                long at = (t * batch + b) * w->rows + i * LANES;
-                if (most == LANES && !sums) {
-                    ints whole = w->factor * sum[b] - *(const loose_ints *)(w->zeros + i * LANES) * totals[t * batch + b] +
-                                 beyond * *(const loose_ints *)(w->sums + i * LANES);
-                    floats scale = input_scale * *(const loose_floats *)(w->scales + i * LANES);
-                    *(loose_floats *)(y + at) = __builtin_convertvector(whole, floats) * scale;
-                    continue;
-                }
-                for (int l = 0; l < most; l++) {
-                    long r = i * LANES + l;
-                    int32_t s = w->factor * sum[b][l] - w->zeros[r] * totals[t * batch + b] + beyond * w->sums[r];
-                    if (sums) sums[at + l] = s;
-                    y[at + l] = (float)s * (input_scale * w->scales[r]);
-                }
-            }
+/* Inputs as whole numbers, a row after the other, and in tiles: four columns of an input after those of another. */
+typedef struct {
+    int tile, batch;
+    long tiles, quads;
+    range_t *ranges;
+    int32_t *totals, *packed;
+    int8_t *rounded;
+} integers_input_t;
+
+/* Up to eight inputs from `start` on. */
+static void round_inputs(const integers_t *w, const call_t *c, const integers_input_t *in, long start, float scale, float zero) {
+    float low = w->symmetric ? -w->most : 0, high = w->most;
+    long unit = codes_per_unit(w->bits), width = 4 * in->quads, stop = c->n - start < 8 ? c->n : start + 8;
+    int places[32], in_order = 8 % w->bits || w->bits == 8;
+    for (int k = 0; k < unit; k++) places[k] = order(k, w->bits);
+    for (long b = start; b < stop; b++) {
+        int8_t *own = in->rounded + b * width, plain[32];
+        in->totals[b] = round_row(c->x + b * w->cols, w->cols, scale, zero, low, high, shift_of(w), own);
+        memset(own + w->cols, 0, width - w->cols);
+        for (long j = 0; !in_order && j < width; j += unit) {
+            memcpy(plain, own + j, unit);
+            for (int k = 0; k < unit; k++) own[j + k] = plain[places[k]];
         }
     }
-    free(packed), free(rounded);
-    return 1;
+    interleave(in->rounded + start * width, (int)(stop - start), in->quads,
+               in->packed + start / in->batch * in->batch * in->quads + start % in->batch, in->batch);
+}
+
+static void integers_tasks(const integers_t *w, const call_t *c, const integers_input_t *in) {
+    int batch = in->batch;
+    long size = words_per_row(w->cols, w->bits), units = 4 * in->quads / codes_per_unit(w->bits);
+    long row_blocks = (w->rows + LANES - 1) / LANES;
+    float scale = w->in_scale, zero = w->in_zero;
+    if (w->rule != GIVEN) {
+#pragma omp for
+        for (long b = 0; b < c->n; b += 8)
+            in->ranges[b / 8] = range_of(c->x + b * w->cols, (c->n - b < 8 ? c->n - b : 8) * w->cols);
+        find_scale(w, in->ranges, (c->n + 7) / 8, &scale, &zero);
+    }
+#pragma omp for
+    for (long b = 0; b < c->n; b += 8) round_inputs(w, c, in, b, scale, zero);
+    int32_t beyond = shift_of(w) - (int)zero;
+#pragma omp for collapse(2) schedule(dynamic, 8)
+    for (long i = 0; i < row_blocks; i++)
+        for (long t = 0; t < in->tiles; t++) {
+            long first = t * batch, count = c->n - first < batch ? c->n - first : batch, row = i * LANES, most = w->rows - row;
+            floats scales = scale * load(w->scales + row, most);
+            floats bias = c->bias ? load(c->bias + row, most) : (floats){0}, product[16];
+            ints zeros = (ints)load((const float *)w->zeros + row, most), sum[16] = {{0}};
+            ints sums = beyond * (ints)load((const float *)w->sums + row, most);
+            dots[w->bits - 1][in->tile](w->codes + i * size, units, in->packed + first * in->quads, sum);
+            for (long b = 0; b < count; b++) {
+                ints whole = w->factor * sum[b] - zeros * in->totals[first + b] + sums;
+                product[b] = __builtin_convertvector(whole, floats) * scales;
+            }
+            __asm__("" : "+m"(product)); /* a fused multiply-add would not round the product */
+            for (long b = 0; b < count; b++) store(c->y + (first + b) * w->rows + row, product[b] + bias, most);
+        }
+}
+
+/* Of x rounded to integers, whose sums of products are exact. */
+int integers_linear(const integers_t *w, const call_t *c) {
+    if (!c->n) return 1;
+    int tile = c->n == 1 ? 0 : c->n <= 8 ? 1 : 2, batch = tile < 2 ? TILES[tile] : 16;
+    long unit = codes_per_unit(w->bits), quads = (w->cols + unit - 1) / unit * unit / 4, tiles = (c->n + batch - 1) / batch;
+    range_t *ranges = malloc(c->n * (sizeof(range_t) + sizeof(int32_t)));
+    int8_t *rounded = malloc((c->n + tiles * batch) * quads * sizeof(int32_t));
+    int made = ranges && rounded;
+    if (made) {
+        int32_t *packed = (int32_t *)rounded + c->n * quads;
+        memset(packed + (tiles - 1) * batch * quads, 0, batch * quads * sizeof(int32_t)); /* may be more than the inputs */
+        integers_input_t in = {tile, batch, tiles, quads, ranges, (int32_t *)(ranges + c->n), packed, rounded};
+        IN_THREADS(integers_tasks(w, c, &in));
+    }
+    free(ranges), free(rounded);
+    return made;
 }
 
 /* -- vectors --------------------------------------------------------------------------------------------------- */
@@ -448,39 +526,41 @@ static void any_units(int bits, const loose_words *w, long units, const float *t
 
 enum { TASK = 16, /* row blocks that go over the tables together */ NEAR = 4096 /* floats of tables in the nearest cache */ };
 
-/* y (n, rows) = x (n, cols) · wᵀ + bias by tables of every codeword's product with each part of x. */
-int vectors_look_up(const vectors_t *w, const float *bias, const float *x, long n, float *y, int threads) {
+static void vectors_tasks(const vectors_t *w, const call_t *c, float *tables) {
     long unit = codes_per_unit(w->bits), vectors = w->cols / w->dims, units = (vectors + unit - 1) / unit;
     long size = words_per_row(vectors, w->bits), row_blocks = (w->rows + LANES - 1) / LANES, stride = w->stride;
     long step = NEAR / (stride * unit) < 1 ? 1 : NEAR / (stride * unit);
-    float *tables = aligned_alloc(64, (units * unit * stride + LANES) / LANES * LANES * sizeof(float));
-    if (!tables) return 0;
-    memset(tables + vectors * stride, 0, (units * unit - vectors) * stride * sizeof(float));
-    for (long b = 0; b < n; b++) {
-#pragma omp parallel num_threads(threads) if (threads > 1)
-        {
+    for (long b = 0; b < c->n; b++) {
 #pragma omp for schedule(static)
-            for (long j = 0; j < vectors; j++) {
-                const float *part = x + b * w->cols + j * w->dims;
-                float *table = tables + j * stride;
-                for (long k = 0; k < stride; k++) table[k] = part[0] * w->table[k];
-                for (long e = 1; e < w->dims; e++)
-                    for (long k = 0; k < stride; k++) table[k] += part[e] * w->table[e * stride + k];
-            }
+        for (long j = 0; j < vectors; j++) {
+            const float *part = c->x + b * w->cols + j * w->dims;
+            float *table = tables + j * stride;
+            for (long k = 0; k < stride; k++) table[k] = part[0] * w->table[k];
+            for (long e = 1; e < w->dims; e++)
+                for (long k = 0; k < stride; k++) table[k] += part[e] * w->table[e * stride + k];
+        }
 #pragma omp for schedule(dynamic)
-            for (long i = 0; i < row_blocks; i += TASK) {
-                floats sum[TASK] = {{0}};
-                for (long u = 0; u < units; u += step) {
-                    long count = u + step < units ? step : units - u;
-                    for (long k = i; k < i + TASK && k < row_blocks; k++)
-                        any_units(w->bits, w->codes + k * size + u * words_per_unit(w->bits), count,
-                                  tables + u * unit * stride, stride, sum + k - i);
-                }
-                for (long r = i * LANES; r < w->rows && r < (i + TASK) * LANES; r++)
-                    y[b * w->rows + r] = sum[r / LANES - i][r % LANES] + (bias ? bias[r] : 0.0f);
+        for (long i = 0; i < row_blocks; i += TASK) {
+            floats sum[TASK] = {{0}};
+            for (long u = 0; u < units; u += step) {
+                long count = u + step < units ? step : units - u;
+                for (long k = i; k < i + TASK && k < row_blocks; k++)
+                    any_units(w->bits, w->codes + k * size + u * words_per_unit(w->bits), count, tables + u * unit * stride,
+                              stride, sum + k - i);
             }
+            for (long r = i * LANES; r < w->rows && r < (i + TASK) * LANES; r++)
+                c->y[b * w->rows + r] = sum[r / LANES - i][r % LANES] + (c->bias ? c->bias[r] : 0.0f);
         }
     }
+}
+
+/* By tables of every codeword's product with each part of x. */
+int vectors_look_up(const vectors_t *w, const call_t *c) {
+    long unit = codes_per_unit(w->bits), vectors = w->cols / w->dims, all = (vectors + unit - 1) / unit * unit;
+    float *tables = aligned_alloc(64, (all * w->stride + LANES) / LANES * LANES * sizeof(float));
+    if (!tables) return 0;
+    memset(tables + vectors * w->stride, 0, (all - vectors) * w->stride * sizeof(float));
+    IN_THREADS(vectors_tasks(w, c, tables));
     free(tables);
     return 1;
 }
@@ -517,12 +597,13 @@ void vectors_rows(const vectors_t *w, long start, long stop, float *out, int thr
 typedef struct {
     const loose_floats *panels; /* [block of 16 centroids][column]: a column of all sixteen */
     const int32_t *labels;      /* (rows,) */
-    long rows, cols, blocks;
+    long rows, cols, centroids;
 } rows_t;
 
-/* out[n][lane] of `count` neighbouring blocks of centroids, for a tile of the batch. */
-INLINE void panels_dot(int batch, int count, const loose_floats *panels, long cols, const float *x, float *out, long stride) {
-    int chains = batch == 1 ? 4 : 1;
+/* out[n * stride + lane] of `count` neighbouring blocks of centroids, for a tile of inputs. */
+INLINE void panels_dot(int batch, int count, const loose_floats *panels, long cols, const float *const *x, float *out,
+                       long stride) {
+    int chains = batch == 1 ? 4 : 1; /* sums that do not wait for each other */
     floats sum[16] = {{0}};
     long whole = cols - cols % chains;
     for (long j = 0; j < whole; j += chains)
@@ -532,10 +613,10 @@ INLINE void panels_dot(int batch, int count, const loose_floats *panels, long co
             for (int k = 0; k < count; k++) {
                 floats column = panels[k * cols + j + c];
 #pragma GCC unroll 8
-                for (int n = 0; n < batch; n++) sum[(n * chains + c) * count + k] += column * x[(j + c) * batch + n];
+                for (int n = 0; n < batch; n++) sum[(n * chains + c) * count + k] += column * x[n][j + c];
             }
     for (long j = whole; j < cols; j++)
-        for (int k = 0; k < count; k++) sum[k] += panels[k * cols + j] * x[j * batch];
+        for (int k = 0; k < count; k++) sum[k] += panels[k * cols + j] * x[0][j];
 #pragma GCC unroll 8
     for (int n = 0; n < batch; n++)
 #pragma GCC unroll 2
@@ -547,31 +628,56 @@ INLINE void panels_dot(int batch, int count, const loose_floats *panels, long co
         }
 }
 
-/* y (n, rows) = x (n, cols) · centroidsᵀ, gathered by the labels, + bias; returns 0 where memory is short. */
-int rows_linear(const rows_t *w, const float *bias, const float *x, long n, float *y, int threads) {
-    long tiles = n == 1 ? 1 : (n + 7) / 8, batch = n == 1 ? 1 : 8, stride = w->blocks * LANES, cols = w->cols;
-    float *packed = calloc(tiles * batch * (n == 1 ? 0 : cols) + tiles * batch * stride + LANES, sizeof(float));
-    if (!packed) return 0;
-    float *products = packed + (n == 1 ? 0 : tiles * batch * cols);
-    if (n > 1) tile_inputs(x, n, cols, cols, packed, threads);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (long i = 0; i < w->blocks; i += 2) {
-        const loose_floats *panels = w->panels + i * cols;
-        int two = i + 1 < w->blocks;
-        for (long t = 0; t < tiles; t++) {
-            float *out = products + t * batch * stride + i * LANES;
-            const float *own = packed + t * batch * cols;
-            if (n == 1)
-                two ? panels_dot(1, 2, panels, cols, x, out, stride) : panels_dot(1, 1, panels, cols, x, out, stride);
-            else
-                two ? panels_dot(8, 2, panels, cols, own, out, stride) : panels_dot(8, 1, panels, cols, own, out, stride);
+/* One output: of each row the product (centroids,) with its centroid. */
+static void rows_gather(const rows_t *w, const float *bias, const float *products, float *y) {
+    long r = 0, second = w->centroids - LANES;
+    if (second <= LANES) { /* so few that two registers hold them */
+        floats low = load(products, w->centroids), high = second > 0 ? load(products + LANES, second) : low;
+        for (; r + LANES <= w->rows; r += LANES) {
+            floats own = level(*(const loose_words *)(w->labels + r), MORE, 5, 0, low, high);
+            *(loose_floats *)(y + r) = bias ? own + *(const loose_floats *)(bias + r) : own;
         }
     }
-#pragma omp parallel for num_threads(threads) if (threads > 1 && n > 1)
-    for (long b = 0; b < n; b++)
-        for (long r = 0; r < w->rows; r++)
-            y[b * w->rows + r] = products[b * stride + w->labels[r]] + (bias ? bias[r] : 0.0f);
-    free(packed);
+    for (; r < w->rows; r++) y[r] = products[w->labels[r]] + (bias ? bias[r] : 0.0f);
+}
+
+static void rows_tasks(const rows_t *w, const call_t *c, float *products) {
+    long cols = w->cols, blocks = (w->centroids + LANES - 1) / LANES, stride = blocks * LANES, n = c->n;
+    int batch = TILES[tile_of(n)];
+#pragma omp for collapse(2) schedule(dynamic)
+    for (long i = 0; i < blocks; i += 2)
+        for (long first = 0; first < n; first += batch) {
+            const loose_floats *panels = w->panels + i * cols;
+            const float *x[8];
+            for (int b = 0; b < batch; b++) x[b] = c->x + (first + b < n ? first + b : n - 1) * cols;
+            float *out = products + first * stride + i * LANES;
+            int two = i + 1 < blocks;
+            if (batch == 1)
+                two ? panels_dot(1, 2, panels, cols, x, out, stride) : panels_dot(1, 1, panels, cols, x, out, stride);
+            else
+                two ? panels_dot(8, 2, panels, cols, x, out, stride) : panels_dot(8, 1, panels, cols, x, out, stride);
+        }
+#pragma omp for
+    for (long b = 0; b < n; b++) rows_gather(w, c->bias, products + b * stride, c->y + b * w->rows);
+}
+
+/* A product with the centroids, and of each row that of its own. */
+int rows_linear(const rows_t *w, const call_t *c) {
+    float *products = malloc((c->n + 7) * (w->centroids + LANES) * sizeof(float));
+    if (!products) return 0;
+    IN_THREADS(rows_tasks(w, c, products));
+    free(products);
+    return 1;
+}
+
+static void gather_tasks(const rows_t *w, const call_t *c) {
+#pragma omp for
+    for (long b = 0; b < c->n; b++) rows_gather(w, c->bias, c->x + b * w->centroids, c->y + b * w->rows);
+}
+
+/* The same, x being the products (n, centroids). */
+int gather_linear(const rows_t *w, const call_t *c) {
+    IN_THREADS(gather_tasks(w, c));
     return 1;
 }
 

@@ -93,9 +93,9 @@ def _width(codes: Tensor, spec: StreamSpec) -> tuple[int, int]:
     return low, max((high - low).bit_length(), 1)
 
 
-def threads_for(operations: int) -> int:
-    """How many of torch's threads so much work is worth."""
-    return min(torch.get_num_threads(), 1 + operations // _SMALL)
+def threads_for(codes: int) -> int:
+    """How many of torch's threads packing or unpacking so many is worth."""
+    return min(torch.get_num_threads(), 1 + codes // _SMALL)
 
 
 def pack(codes: Int[Tensor, "rows cols"], low: int, bits: int) -> Int[Tensor, "blocks words lanes"]:
