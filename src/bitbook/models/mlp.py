@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -31,10 +32,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch classes"]:
         last = len(self.sizes) - 1
+        layers: dict[str, Any] = self._modules  # as attributes, they would take a tenth of a small call to find
         x = x.flatten(1)
         for i in range(1, last):
-            x = F.relu(getattr(self, f"fc{i}")(x))
-        return getattr(self, f"fc{last}")(x)
+            x = F.relu(layers[f"fc{i}"](x))
+        return layers[f"fc{last}"](x)
 
 
 def mlp(sizes: Sequence[int] = (784, 128, 64, 10)) -> MLP:
