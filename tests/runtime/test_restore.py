@@ -17,6 +17,7 @@ from bitbook.errors import ModelMismatch, PlanError
 from bitbook.quantizer import FitOptions
 from bitbook.runtime import PackedEmbedding, PackedLinear, native
 from bitbook.runtime.layers import Decoded
+from bitbook.runtime.restore import decode_
 from bitbook.slot import slots
 
 
@@ -130,11 +131,33 @@ def test_a_change_of_type_leaves_codes_and_scales_alone(file: Path) -> None:
     model = bitbook.load(file, build(1), resident="packed")
     w = model.get_submodule("out").weight
     model.to(torch.bfloat16)
-    assert torch.equal(model.get_submodule("out").weight, w)
+    assert torch.equal(model.get_submodule("out").packed.decode(), w)
+    assert torch.equal(model.get_submodule("out").weight, w.bfloat16())
     x = torch.randn(2, 32, dtype=torch.bfloat16)
     y = model.get_submodule("out")(x)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), x.float() @ w.T, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_model_of_another_type_computes_in_it(file: Path, late: bool) -> None:
+    dense = bitbook.load(file, build(1)).to(torch.bfloat16)
+    fresh = build(2) if late else build(2).to(torch.bfloat16)
+    packed = bitbook.load(file, fresh, resident="packed").to(torch.bfloat16)
+    y = packed(TOKENS)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, dense(TOKENS).detach(), rtol=0.1, atol=0.1)
+
+
+def test_packing_is_undone(file: Path) -> None:
+    dense, packed = bitbook.load(file, build(1)), bitbook.load(file, build(2), resident="packed")
+    model = decode_(packed)
+    assert [(n, type(m)) for n, m in model.named_modules()] == [(n, type(m)) for n, m in build().named_modules()]
+    assert model.state_dict().keys() == dense.state_dict().keys()
+    assert all(torch.equal(value, dense.state_dict()[name]) for name, value in model.state_dict().items())
+    assert packed.out.weight is packed.embedding.weight
+    with pytest.raises(PlanError, match="was not loaded packed"):
+        bitbook.residence(model)
 
 
 def test_an_input_that_wants_a_gradient_is_refused(file: Path) -> None:

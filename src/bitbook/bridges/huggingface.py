@@ -1,11 +1,14 @@
 """Hugging Face transformers: quantized models that `save_pretrained` writes and `from_pretrained` reads.
 
     model, artifact ──pack_──► parameters, each with a buffer of bytes ──save_pretrained──► folder
-    folder ──from_pretrained──► buffers of bytes ──decode──► parameters
+    folder ──from_pretrained──► buffers of bytes ──decode──► parameters                       resident="dense"
+                                                 ──hold────► codes, and layers that compute from them    "packed"
 
 Importing this module registers the method "bitbook".  The uint8 buffer `weight_packed` is a whole bitbook file that
 holds the one tensor `weight`, so that each carries its recipe, its coder and a checksum; the parameter itself is left
 out of the state dict.  `config.json` says how long the buffers are, which a loader has to know beforehand.
+
+Loaders map files, so that the buffers of a loaded model are pages of the folder's files, not memory of their own.
 """
 
 from __future__ import annotations
@@ -14,26 +17,29 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from bitbook.apply import dequantize_, freeze, quantize_, restore
-from bitbook.artifact import Artifact, from_bytes, to_bytes
+from bitbook.apply import Place, dequantize_, freeze, quantize_, quantize_inputs, restore
+from bitbook.artifact import Artifact, QuantizedInput, from_bytes, to_bytes
 from bitbook.artifact.contents import CODERS, about
 from bitbook.coding.choose import Smallest
 from bitbook.coding.coder import Coder
 from bitbook.coding.rans import Rans
 from bitbook.errors import CorruptArtifact, ModelMismatch, PlanError, needs
-from bitbook.inputs import CHILD, InputQuantizer, put_before
+from bitbook.inputs import CHILD
 from bitbook.plan import Plan
 from bitbook.quantizer import Quantized
+from bitbook.runtime.layers import CHILDREN, packed_tensors
+from bitbook.runtime.packed import Packed
+from bitbook.runtime.restore import Held, Unpacked, decode_, hold, put, set_residence
 
 with needs("transformers", extra="transformers"):
     from transformers.quantizers.auto import register_quantization_config, register_quantizer
     from transformers.quantizers.base import HfQuantizer
-    from transformers.utils.quantization_config import QuantizationConfigMixin
+    from transformers.utils.quantization_config import FbgemmFp8Config
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,10 +47,13 @@ METHOD = "bitbook"
 PACKED = "_packed"
 """What a buffer's name has behind the name of what it holds: a parameter, or the quantizer of a module's input."""
 
+Resident = Literal["dense", "packed"]
+"""How quantized parameters are held in memory, as `bitbook.load` has it."""
+
 _SMALL = 1_000_000  # weights up to which the adaptive coders take seconds, not minutes
 
 
-def pack_(model: M, artifact: Artifact | None = None, coder: Coder | None = None) -> M:
+def pack_(model: M, artifact: Artifact | None = None, coder: Coder | None = None, resident: Resident = "dense") -> M:
     """Give `model` the values of an artifact, in place, and the bytes that `model.save_pretrained` is to write.
 
     Packed parameters no longer require gradients: what is saved of them are their bytes.
@@ -53,17 +62,17 @@ def pack_(model: M, artifact: Artifact | None = None, coder: Coder | None = None
         model: a `PreTrainedModel`.
         artifact: what it was compressed to; None: `freeze(model)`, of a model that `quantize_` quantized.
         coder: of the bytes; None: "Smallest" for fewer than 10^6 quantized weights, else "Rans".
+        resident: "packed" lets the model compute from codes, see `BitbookConfig`.
 
     Returns the model.  Raises `ModelMismatch` where names or shapes differ, and `PlanError` where a name is taken.
     """
+    config = BitbookConfig(resident=resident)
     artifact = freeze(model) if artifact is None else artifact
-    dequantize_(model)
-    restore(artifact, unpack_(model))
+    restore(artifact, dequantize_(unpack_(model)))
     quantized = {name: tensor for name, tensor in artifact.tensors.items() if isinstance(tensor, Quantized)}
     coder = coder or (Smallest() if sum(math.prod(t.shape) for t in quantized.values()) < _SMALL else Rans())
     contents = {name: Artifact({name.rpartition(".")[2]: tensor}) for name, tensor in quantized.items()}
     contents |= {f"{name}.{CHILD}": Artifact({}, {CHILD: how}) for name, how in artifact.inputs.items()}
-    config = BitbookConfig()
     for name, content in contents.items():
         place = _place(model, name)
         if place is None:
@@ -71,6 +80,8 @@ def pack_(model: M, artifact: Artifact | None = None, coder: Coder | None = None
         data = bytearray(to_bytes(content, coder)[0])
         _put(*place, torch.frombuffer(data, dtype=torch.uint8))
         config.tensors[name] = len(data)
+    if resident == "packed":
+        _hold(dequantize_(model))
     _leave_out(model)
     quantizer = BitbookQuantizer(config)
     quantizer.model = model
@@ -85,6 +96,12 @@ def unpack_(model: M) -> M:
 
     How inputs are quantized stays.  Returns the model.
     """
+    if any(packed_tensors(module) for module in model.modules()):
+        decode_(model).requires_grad_(True)
+        del model.num_parameters
+        quantize_inputs(
+            {n: how for n, how in _inputs(model).items() if not hasattr(model.get_submodule(n), CHILD)}, model
+        )
     for module in model.modules():
         for name in [name for name in module._buffers if name.endswith(PACKED)]:
             del module._buffers[name]
@@ -104,21 +121,37 @@ def to_artifact(model: nn.Module) -> Artifact:
 
     Raises `ModelMismatch` where a parameter was changed after it was packed.
     """
-    stored = freeze(model)
-    tensors = {name: tensor for name, tensor in stored.tensors.items() if not name.endswith(PACKED)}
+    tensors: dict[str, Quantized | Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, tensor in _dense(model):
+        if first.setdefault(id(tensor), name) == name:
+            tensors[name] = tensor.detach().clone()
+        else:
+            aliases[name] = first[id(tensor)]
+    places = _places(model)
     for name, module, attribute in _packed(model):
         if attribute != CHILD:
-            tensors[stored.aliases.get(name, name)] = _unchanged(name, module, attribute)
-    return Artifact(tensors, stored.inputs, stored.aliases)
+            own, *others = places[id(_holder(module, attribute))]
+            tensors[own.name] = _unchanged(name, module, attribute)
+            aliases |= {other.name: own.name for other in others}
+    return Artifact(tensors, _inputs(model), aliases)
 
 
-class BitbookConfig(QuantizationConfigMixin):
+class BitbookConfig(FbgemmFp8Config):
     """What `config.json` says, and how `from_pretrained(…, quantization_config=BitbookConfig(plan))` quantizes floats.
+
+    For a folder that is packed already, transformers takes `resident` from such an argument, and warns that it takes
+    nothing else.  It does so for a closed list of classes and what derives from them only, hence the base, the one of
+    them that adds nothing else to `QuantizationConfigMixin`.
 
     Args:
         plan: how a float model is quantized once it is loaded; None for one that is packed already.
         coder: its bytes' coder, by name, see `pack_`.
         tensors: the length of each buffer, by the name of what it holds.
+        resident: "dense" decodes all tensors once; "packed" keeps them as codes in memory, from which linear layers and
+            embeddings compute, while others decode their weights as they run.  Such a model is for inference;
+            `bitbook.residence(model)` says how each of its tensors is held.  Not written to `config.json`.
     """
 
     def __init__(
@@ -126,6 +159,7 @@ class BitbookConfig(QuantizationConfigMixin):
         plan: Plan | Mapping[str, Any] | None = None,
         coder: str | None = None,
         tensors: Mapping[str, int] | None = None,
+        resident: Resident = "dense",
         quant_method: str = METHOD,
         **unknown: Any,
     ) -> None:
@@ -133,6 +167,8 @@ class BitbookConfig(QuantizationConfigMixin):
             raise PlanError(f"no coder {coder!r}; there are {', '.join(CODERS)}")
         if unknown:
             raise CorruptArtifact(f"config.json: quantization_config has the unknown keys {', '.join(unknown)}")
+        if resident not in get_args(Resident):
+            raise PlanError(f"resident={resident!r}: use 'dense' or 'packed'")
         for name, size in (tensors or {}).items():
             if type(size) is not int or size < 0:
                 raise CorruptArtifact(f"config.json: {name} is said to have {size!r:.80} bytes")
@@ -140,10 +176,18 @@ class BitbookConfig(QuantizationConfigMixin):
         self.plan = plan.to_json() if isinstance(plan, Plan) else plan
         self.coder = coder
         self.tensors = dict(tensors or {})
+        self.resident: Resident = resident
+
+    def __repr__(self) -> str:
+        return f"BitbookConfig({self.plan!r}, {self.coder!r}, {len(self.tensors)} tensors, {self.resident!r})"
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """What a load chooses, whatever the folder says."""
+        return {"resident": self.resident}
 
     def to_dict(self) -> dict[str, Any]:
-        """What is not empty, as JSON."""
-        return {name: value for name, value in super().to_dict().items() if value}
+        """What is not empty, as JSON, but for how this process holds the model."""
+        return {name: value for name, value in super().to_dict().items() if value and name != "resident"}
 
 
 class BitbookQuantizer(HfQuantizer):
@@ -155,10 +199,19 @@ class BitbookQuantizer(HfQuantizer):
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Refuse a device map by which weights would be decoded elsewhere than where they are used."""
         places = {str(place) for place in device_map.values()} if isinstance(device_map, dict) else set()
+        if self.quantization_config.resident == "packed":
+            self._refuse_several(places)
         if "disk" in places or ("cpu" in places and len(places) > 1):
             raise PlanError(
                 f"device_map={sorted(places)} offloads modules, but packed weights are decoded once, where they are "
                 "used; take one device or several GPUs"
+            )
+
+    def _refuse_several(self, places: set[str]) -> None:
+        if len(places) > 1:
+            raise PlanError(
+                f"device_map={sorted(places)}: a model that is to compute from codes is held on one device; name that "
+                "one, or load with resident='dense'"
             )
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
@@ -188,21 +241,16 @@ class BitbookQuantizer(HfQuantizer):
         if not self.pre_quantized:
             config = self.quantization_config
             quantize_(model, Plan.from_json(config.plan or {}))
-            return pack_(model, coder=CODERS[config.coder] if config.coder else None)
-        for name, module, attribute in _packed(model):
-            content = _read(name, module, attribute)
-            if attribute == CHILD:
-                quantizer = InputQuantizer(content.inputs[CHILD].activation)
-                quantizer.stored = dict(content.inputs[CHILD].side)
-                put_before(module, quantizer)
-                continue
-            old, data = module._parameters[attribute], module._buffers[attribute + PACKED]
-            assert old is not None
-            assert data is not None
-            value = content.decode(attribute)
-            if value.shape != old.shape:
-                raise ModelMismatch(f"{name}: {tuple(value.shape)} in the folder, {tuple(old.shape)} in the model")
-            _replace(model, old, value.to(old.dtype).to(data.device))
+            return pack_(model, None, CODERS[config.coder] if config.coder else None, config.resident)
+        if self.quantization_config.resident == "packed":
+            self._refuse_several({str(place) for place in getattr(model, "hf_device_map", {}).values()})
+            _hold(model)
+        else:
+            for name, module, attribute in _packed(model):
+                if attribute != CHILD:
+                    old, device = module.get_parameter(attribute), module.get_buffer(attribute + PACKED).device
+                    _replace(model, old, _read(name, module, attribute).decode(attribute).to(old.dtype).to(device))
+            quantize_inputs(_inputs(model), model)
         _leave_out(model)
         self.model = model
         return model
@@ -235,6 +283,56 @@ class _LeftOut:
             state.pop(prefix + name, None)
 
 
+@torch.no_grad()
+def _hold(model: nn.Module) -> None:
+    """Keep codes instead of the parameters that buffers hold, and note so for `residence`."""
+    places, inputs, held, why_dense = _places(model), _inputs(model), [], {}
+    for name, module, attribute in list(_packed(model)):
+        if attribute == CHILD:
+            continue
+        old, device = module.get_parameter(attribute), module.get_buffer(attribute + PACKED).device
+        stored = _read(name, module, attribute).tensors[attribute]
+        value = hold(stored) if isinstance(stored, Quantized) else Unpacked(stored, "stored as floats")
+        if isinstance(value, Unpacked):
+            _replace(model, old, value.values.to(old.dtype).to(device))
+            why_dense[name] = value.why
+            continue
+        value.dtype = old.dtype
+        for place in places[id(old)]:
+            how, why = put(place, value.to(device), inputs)
+            tied = place is not places[id(old)][0]
+            held.append(Held(place.name, how, why, 0 if tied else value.nbytes, 0 if tied else old.nbytes))
+    quantize_inputs(inputs, model)
+    model.requires_grad_(False)
+    _leave_out(model)
+    counted = set()
+    for name, tensor in _dense(model):
+        size = 0 if id(tensor) in counted else tensor.nbytes
+        counted.add(id(tensor))
+        held.append(Held(name, "dense", why_dense.get(name, "not quantized"), size, size))
+    size = sum(module.get_buffer(attribute + PACKED).nbytes for _, module, attribute in _packed(model))
+    model.num_parameters = _Counted(model)  # type: ignore
+    why = "what save_pretrained writes; pages of the folder's files, where a loader mapped these"
+    set_residence(model, [*held, Held(f"*{PACKED}", "bytes", why, size, 0)])
+
+
+@dataclass
+class _Counted:
+    """A model's `num_parameters`, which the index of a folder's shards has, with those of which it holds codes."""
+
+    model: Any
+
+    def __call__(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        count = type(self.model).num_parameters(self.model, only_trainable, exclude_embeddings)
+        if only_trainable:
+            return count
+        held: dict[Packed, bool] = {}
+        for module in self.model.modules():
+            for tensor in packed_tensors(module).values():
+                held.setdefault(tensor, isinstance(module, nn.Embedding) and exclude_embeddings)
+        return count + sum(math.prod(tensor.shape) for tensor, excluded in held.items() if not excluded)
+
+
 def _leave_out(model: nn.Module) -> None:
     """Let the state dict lack what buffers hold, under every name of a tied parameter."""
     places = _places(model)
@@ -243,10 +341,8 @@ def _leave_out(model: nn.Module) -> None:
             child = module._modules.get(CHILD)
             left_out = [] if child is None else [(child, name) for name in child._buffers]
         else:
-            parameter = module._parameters[attribute]
-            assert parameter is not None
-            parameter.requires_grad_(False)
-            left_out = places[id(parameter)]
+            holder = _holder(module, attribute).requires_grad_(False)
+            left_out = [(place.module, name) for place in places[id(holder)] for name in _state(place)]
         for owner, name in left_out:
             hooks = [hook for hook in owner._state_dict_hooks.values() if isinstance(hook, _LeftOut)]
             if not hooks:
@@ -278,13 +374,42 @@ def _place(model: nn.Module, name: str) -> tuple[nn.Module, str] | None:
     return None
 
 
-def _places(model: nn.Module) -> Mapping[int, list[tuple[nn.Module, str]]]:
-    """Every place of each parameter, by its id."""
+def _places(model: nn.Module) -> Mapping[int, list[Place]]:
+    """Every place of each parameter, and of each packed tensor that stands in for one, by its id."""
     places = defaultdict(list)
-    for module in model.modules():
-        for attribute, parameter in module._parameters.items():
-            places[id(parameter)].append((module, attribute))
+    for path, module in model.named_modules():
+        for attribute, holder in {**module._parameters, **packed_tensors(module)}.items():
+            places[id(holder)].append(Place(f"{path}.{attribute}" if path else attribute, module, attribute))
     return places
+
+
+def _holder(module: nn.Module, attribute: str) -> nn.Parameter | Packed:
+    """The parameter, or the packed tensor in its place."""
+    parameter = module._parameters.get(attribute)
+    return packed_tensors(module)[attribute] if parameter is None else parameter
+
+
+def _state(place: Place) -> list[str]:
+    """What a module's state dict has of a parameter, or of the packed tensor in its place."""
+    if place.attribute in place.module._parameters:
+        return [place.attribute]
+    return [name for name in place.module.state_dict() if name.partition(".")[0] in CHILDREN]
+
+
+def _dense(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What the state dict has beside the buffers."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not name.endswith(PACKED):
+            yield name, tensor
+
+
+def _inputs(model: nn.Module) -> dict[str, QuantizedInput]:
+    """How inputs are quantized, by the names of their modules."""
+    return {
+        name.removesuffix(CHILD).removesuffix("."): _read(name, module, attribute).inputs[CHILD]
+        for name, module, attribute in _packed(model)
+        if attribute == CHILD
+    }
 
 
 def _put(module: nn.Module, attribute: str, data: Tensor) -> None:
@@ -296,29 +421,32 @@ def _put(module: nn.Module, attribute: str, data: Tensor) -> None:
 def _replace(model: nn.Module, old: nn.Parameter, value: Tensor) -> nn.Parameter:
     """Put a value in all places of a parameter, which stays tied."""
     new = nn.Parameter(value, requires_grad=False)
-    for module, attribute in _places(model)[id(old)]:
-        module._parameters[attribute] = new
+    for place in _places(model)[id(old)]:
+        place.module._parameters[place.attribute] = new
     return new
 
 
 def _read(name: str, module: nn.Module, attribute: str) -> Artifact:
-    """What a buffer holds; raises `CorruptArtifact`."""
-    data = module._buffers[attribute + PACKED]
-    assert data is not None
+    """What a buffer holds; raises `CorruptArtifact`, and `ModelMismatch` where the parameter has another shape."""
     with about(name):
-        content = from_bytes(data.cpu().numpy().data)
+        content = from_bytes(module.get_buffer(attribute + PACKED).cpu().numpy().data)
         if attribute not in (content.inputs if attribute == CHILD else content.tensors):
             held = ", ".join((*content.tensors, *content.inputs))
             raise CorruptArtifact(f"its bytes hold {held or 'nothing'} instead")
+    parameter = module._parameters.get(attribute)
+    if parameter is not None and content.tensors[attribute].shape != parameter.shape:
+        shapes = tuple(content.tensors[attribute].shape), tuple(parameter.shape)
+        raise ModelMismatch(f"{name}: {shapes[0]} in the folder, {shapes[1]} in the model")
     return content
 
 
 def _unchanged(name: str, module: nn.Module, attribute: str) -> Quantized | Tensor:
     """What a buffer holds, if the parameter beside it still is what it decodes to; raises `ModelMismatch`."""
     content = _read(name, module, attribute)
-    parameter = module._parameters[attribute]
-    assert parameter is not None
-    if not torch.equal(content.decode(attribute).to(parameter.dtype), parameter.detach().cpu()):
+    parameter = module._parameters.get(attribute)  # none, where the model computes from codes, which nothing changes
+    if parameter is not None and not torch.equal(
+        content.decode(attribute).to(parameter.dtype), parameter.detach().cpu()
+    ):
         raise ModelMismatch(
             f"{name} was changed after it was packed, so that saving its bytes would lose the change; "
             "call pack_ with a new artifact, or unpack_ to save floats"

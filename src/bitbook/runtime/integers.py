@@ -87,15 +87,15 @@ class Integers(nn.Module):
         return y if bias is None else y.add_(bias)
 
     def reference(self, x: F32[Tensor, "batch cols"]) -> tuple[Int[Tensor, "batch rows"], F32[Tensor, "batch rows"]]:
-        """The integer sums, and these times both scales; any device."""
-        steps, scale = self.rounded(x)
+        """The integer sums, and these times both scales in the type of the input; any device."""
+        steps, scale = self.rounded(x.float())
         sums = torch.empty(len(x), self.weights.rows, dtype=torch.int32, device=x.device)
         step = self.weights.tile_rows
         for start in range(0, self.weights.rows, step):
             stop = min(start + step, self.weights.rows)
             # Doubles hold such products and sums exactly.
             sums[:, start:stop] = (steps.double() @ self._whole(start, stop).double().T).int()
-        return sums, sums.float() * (scale * self._row_scales())
+        return sums, (sums.float() * (scale * self._row_scales())).to(x.dtype)
 
     def rounded(self, x: F32[Tensor, "batch cols"]) -> Rounded:
         """The input's whole numbers, zero point taken away, as the simulation of `inputs.py` has them."""

@@ -15,6 +15,7 @@ from bitbook.errors import PlanError
 from bitbook.runtime.integers import Integers
 from bitbook.runtime.levels import Levels
 from bitbook.runtime.packed import Packed
+from bitbook.slot import SLOTS, detach, slots
 
 
 class PackedLinear(nn.Linear):
@@ -41,7 +42,7 @@ class PackedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """All weights as floats, decoded anew."""
-        return self.packed.decode()
+        return _decoded(self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
@@ -72,13 +73,13 @@ class PackedEmbedding(nn.Embedding):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """All rows as floats, decoded anew."""
-        return self.packed.decode()
+        return _decoded(self.packed)
 
     def forward(self, index: Tensor) -> Tensor:
         flat = index.reshape(-1).long()
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.num_embeddings:
             raise IndexError(f"index out of range in an embedding of {self.num_embeddings} rows")
-        return self.packed.select(flat).reshape(*index.shape, self.embedding_dim)
+        return self.packed.select(flat).reshape(*index.shape, self.embedding_dim).to(self.packed.dtype)
 
 
 class Decoded(nn.Module):
@@ -91,7 +92,29 @@ class Decoded(nn.Module):
         self.packed = packed
 
     def forward(self) -> Tensor:
-        return self.packed.decode()
+        return _decoded(self.packed)
+
+
+CHILDREN = ("packed", "integers", SLOTS)
+"""Where a layer that computes from packed tensors has these, and what else it needs for that."""
+
+
+def packed_tensors(module: nn.Module) -> dict[str, Packed]:
+    """What `module` computes from instead of parameters of its own, by their names."""
+    if isinstance(module, PackedLinear | PackedEmbedding):
+        return {"weight": module.packed}
+    return {name: source.packed for name, source in slots(module).items() if isinstance(source, Decoded)}
+
+
+def give_back(module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
+    """Put a parameter where `packed_tensors` has a tensor; the layer is what it was before."""
+    if isinstance(module, PackedLinear | PackedEmbedding):
+        for child in CHILDREN:
+            module._modules.pop(child, None)
+        _turn(module, nn.Linear if isinstance(module, PackedLinear) else nn.Embedding)
+    else:
+        detach(module, attribute, parameter)
+    module._parameters[attribute] = parameter
 
 
 def serves(module: nn.Module, attribute: str) -> bool:
@@ -103,8 +126,16 @@ def serves(module: nn.Module, attribute: str) -> bool:
     return type(module) is nn.Linear
 
 
-def _become(module: Any, kind: type[nn.Module]) -> None:
+def _decoded(packed: Packed) -> Tensor:
+    return packed.decode().to(packed.dtype)
+
+
+def _become(module: nn.Module, kind: type[nn.Module]) -> None:
     del module._parameters["weight"]
+    _turn(module, kind)
+
+
+def _turn(module: Any, kind: type[nn.Module]) -> None:
     module.__class__ = kind
 
 

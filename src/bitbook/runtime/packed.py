@@ -32,12 +32,14 @@ _SAME = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16:
 class Packed(nn.Module, ABC):
     """A tensor as codes, with what gives them back.
 
-    Everything it needs are buffers: `.to(device)` moves it, and a change of the floating-point type leaves it alone.
+    Everything it needs are buffers: `.to(device)` moves it, and a change of the floating-point type leaves them alone.
     It has no gradient.
     """
 
     how: str
     """In a report: how products are computed."""
+    dtype: torch.dtype = torch.float32
+    """What a parameter in its place would have by now: in this type, layers hand on what is decoded."""
 
     def __init__(self, recipe: Quantizer, shape: Shape) -> None:
         super().__init__()
@@ -96,6 +98,7 @@ class Packed(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Packed:
         self._prepared = None
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         own, self._buffers = self._buffers, {}
         try:
             super()._apply(fn, recurse)

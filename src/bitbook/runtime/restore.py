@@ -6,7 +6,7 @@ file ──a tensor at a time──► Quantized ──► Packed ──► Pack
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from bitbook.errors import PlanError
 from bitbook.quantizer import Quantized
 from bitbook.runtime.forms import pack_tensor
 from bitbook.runtime.integers import Integers
-from bitbook.runtime.layers import Decoded, PackedEmbedding, PackedLinear, serves
+from bitbook.runtime.layers import Decoded, PackedEmbedding, PackedLinear, give_back, packed_tensors, serves
 from bitbook.runtime.packed import Packed
 from bitbook.slot import attach
 
@@ -64,14 +64,35 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
     No more than one tensor is unpacked at a time on each of torch's threads.
     """
-    contents = read_each(path, _hold, torch.get_num_threads())
+    contents = read_each(path, hold, torch.get_num_threads())
     return _place(contents.tensors, contents.inputs, contents.aliases, model)
 
 
 def restore_packed(artifact: Artifact, model: nn.Module) -> nn.Module:
     """`restore`, of an artifact in memory, whose tensors stay packed; errors as there."""
-    held = {name: _hold(t) if isinstance(t, Quantized) else t for name, t in artifact.tensors.items()}
+    held = {name: hold(t) if isinstance(t, Quantized) else t for name, t in artifact.tensors.items()}
     return _place(held, artifact.inputs, artifact.aliases, model)
+
+
+@torch.no_grad()
+def decode_(model: nn.Module) -> nn.Module:
+    """Make all packed tensors of `model` parameters again, in place; what is tied is one parameter.
+
+    Inputs that were rounded for integer arithmetic no longer are.  Returns the model.
+    """
+    parameters: dict[Packed, nn.Parameter] = {}
+    for module in list(model.modules()):
+        for attribute, packed in packed_tensors(module).items():
+            if packed not in parameters:
+                parameters[packed] = nn.Parameter(packed.decode().to(packed.dtype), requires_grad=False)
+            give_back(module, attribute, parameters[packed])
+    model.__dict__.pop(_RESIDENCE, None)
+    return model
+
+
+def set_residence(model: nn.Module, tensors: Iterable[Held]) -> None:
+    """What `residence` is to report."""
+    model.__dict__[_RESIDENCE] = Residence(tuple(tensors))
 
 
 def residence(model: nn.Module) -> Residence:
@@ -85,7 +106,7 @@ def residence(model: nn.Module) -> Residence:
 _RESIDENCE = "_bitbook_residence"
 
 
-class _Unpacked(NamedTuple):
+class Unpacked(NamedTuple):
     """A quantized tensor that is better off as floats, and why."""
 
     values: Tensor
@@ -96,22 +117,23 @@ class _Unpacked(NamedTuple):
         return self.values.shape
 
 
-_Value = Packed | _Unpacked | Tensor
+_Value = Packed | Unpacked | Tensor
 
 
 @torch.no_grad()
-def _hold(quantized: Quantized) -> Packed | _Unpacked:
+def hold(quantized: Quantized) -> Packed | Unpacked:
+    """The tensor as it is best held: packed, unless it is a vector or would not be smaller."""
     if len(quantized.shape) < 2:
-        return _Unpacked(quantized.decode(), "a vector is too small to be worth decoding in each call")
+        return Unpacked(quantized.decode(), "a vector is too small to be worth decoding in each call")
     packed = pack_tensor(quantized)
     if packed.nbytes >= 4 * packed.rows * packed.cols:
-        return _Unpacked(quantized.decode(), f"packed it would take {packed.nbytes:,} bytes")
+        return Unpacked(quantized.decode(), f"packed it would take {packed.nbytes:,} bytes")
     return packed
 
 
 def _equal(a: _Value, b: _Value) -> bool:
     return torch.equal(
-        *(t.decode() if isinstance(t, Packed) else t.values if isinstance(t, _Unpacked) else t for t in (a, b))
+        *(t.decode() if isinstance(t, Packed) else t.values if isinstance(t, Unpacked) else t for t in (a, b))
     )
 
 
@@ -127,24 +149,27 @@ def _place(
         place, old = places[name]
         float_bytes = 0 if name in aliases else old.nbytes
         if isinstance(value, Packed) and isinstance(old, nn.Parameter):
-            device = old.device
-            how, why = _replace(place, value.to(device), left)
+            value.dtype = old.dtype
+            how, why = put(place, value.to(old.device), left)
             held.append(Held(name, how, why, 0 if name in aliases else value.nbytes, float_bytes))
             continue
         if isinstance(value, Packed):
-            value = _Unpacked(value.decode(), "a buffer, which the model may change")
-        old.copy_(value.values if isinstance(value, _Unpacked) else value)
-        why = value.why if isinstance(value, _Unpacked) else "as it is in the file"
+            value = Unpacked(value.decode(), "a buffer, which the model may change")
+        old.copy_(value.values if isinstance(value, Unpacked) else value)
+        why = value.why if isinstance(value, Unpacked) else "as it is in the file"
         held.append(Held(name, "dense", why, float_bytes, float_bytes))
     quantize_inputs(left, model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    model.__dict__[_RESIDENCE] = Residence(tuple(held))
+    set_residence(model, held)
     return model
 
 
-def _replace(place: Place, packed: Packed, inputs: dict[str, QuantizedInput]) -> tuple[str, str]:
-    """Let the operation that a parameter serves run from packed codes; how, and why so."""
+def put(place: Place, packed: Packed, inputs: dict[str, QuantizedInput]) -> tuple[str, str]:
+    """Let the operation that a parameter serves run from packed codes; how, and why so.
+
+    inputs: by the names of modules; one that the operation rounds itself is taken out.
+    """
     module, form = place.module, f"{type(packed).__name__} of {packed.recipe!r}"
     if not serves(module, place.attribute):
         attach(module, place.attribute, Decoded(packed))
