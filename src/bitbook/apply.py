@@ -71,10 +71,11 @@ def quantize_(
         generator: drives k-means seeding.
 
     Raises:
-        PlanError: a pattern names nothing, a recipe does not fit its tensor, or two names of one tied
-            tensor ask for different recipes.
+        PlanError: a pattern names nothing, a recipe does not fit its tensor, two names of one tied
+            tensor ask for different recipes, or the model computes from packed codes.
         WeightError: a tensor holds NaN or infinity.
     """
+    _refuse_packed(model)
     shared = list(_parameters(model))
     recipes = plan.recipes([place.name for places in shared for place in places])
     modules = {name: module for name, module in model.named_modules() if name and not _is_ours(name)}
@@ -117,8 +118,9 @@ def quantize_(
 def dequantize_(model: nn.Module) -> nn.Module:
     """Undo `quantize_` in place, keeping the quantized values: every slot becomes a plain parameter again.
 
-    Tied tensors stay tied.  Returns the model.
+    Tied tensors stay tied.  Returns the model.  Raises `PlanError` where it computes from packed codes.
     """
+    _refuse_packed(model)
     parameters: dict[int, nn.Parameter] = {}
     for module in list(model.modules()):
         for attribute, source in slots(module).items():
@@ -132,7 +134,11 @@ def dequantize_(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def freeze(model: nn.Module) -> Artifact:
-    """Everything `model` needs to be restored: quantized tensors, dense ones, buffers, input ranges."""
+    """Everything `model` needs to be restored: quantized tensors, dense ones, buffers, input ranges.
+
+    Raises `PlanError` where it computes from packed codes.
+    """
+    _refuse_packed(model)
     tensors: dict[str, Quantized | Tensor] = {}
     aliases: dict[str, str] = {}
     first_name: dict[int, str] = {}
@@ -366,6 +372,19 @@ def _parameters(model: nn.Module) -> Iterator[list[Place]]:
     for same in places.values():
         distinct = {(id(place.module), place.attribute): place for place in reversed(same)}
         yield list(reversed(distinct.values()))
+
+
+def _refuse_packed(model: nn.Module) -> None:
+    """Raise `PlanError` where tensors are neither parameters nor slots that train: they would be lost in silence."""
+    from bitbook.runtime.packed import Packed  # which is loaded with what imports this module
+
+    for name, module in model.named_modules():
+        if isinstance(module, Packed):
+            whose = name.removesuffix(".packed").replace(f".{SLOTS}", "")
+            raise PlanError(
+                f"{whose}: computes from packed codes, which are for inference; load the file with resident='dense' to "
+                "quantize, train or freeze the model"
+            )
 
 
 def _contents(model: nn.Module) -> Iterator[tuple[Place, FakeQuantize | Tensor]]:

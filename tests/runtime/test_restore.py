@@ -5,6 +5,7 @@ import io
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,15 @@ def test_what_packing_does_not_shrink_stays_dense(tmp_path: Path) -> None:
     assert type(model) is nn.Linear
     assert "packed it would take" in {held.name: held for held in bitbook.residence(model).tensors}["weight"].why
     assert torch.equal(model(w), nn.functional.linear(w, w, w[0]))
+
+
+@pytest.mark.parametrize(
+    "change", [bitbook.freeze, bitbook.dequantize_, lambda m: bitbook.quantize_(m, bitbook.Plan())]
+)
+def test_packed_models_are_for_inference(file: Path, change: Callable[[nn.Module], object]) -> None:
+    model = bitbook.load(file, build(1), resident="packed")
+    with pytest.raises(PlanError, match=r"\w: computes from packed codes.*resident='dense'"):
+        change(model)
 
 
 def test_a_root_layer_becomes_packed_in_place(tmp_path: Path) -> None:
