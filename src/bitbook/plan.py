@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -265,6 +266,7 @@ def _node_to_json(node: ast.expr) -> Any:
     return [name, {field: _node_to_json(value) for field, value in arguments}]
 
 
+@functools.cache
 def _field_types(kind: type[Quantizer]) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in fields(cast(Any, kind))}

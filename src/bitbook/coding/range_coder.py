@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitbook.coding.compiled import compiled
+from bitbook.coding.compiled import compiled, inlined
 
 LOW, SPAN, POSITION, OFFSET, DECODING = range(5)
 WINDOW = 48
@@ -34,7 +34,7 @@ def decoder(data: np.ndarray) -> np.ndarray:
     return np.array([0, _TOP, WINDOW // 8, int.from_bytes(window, "big"), 1], np.int64)
 
 
-@compiled
+@inlined
 def code_bit(coder, buffer, bit, one):
     """Code a bit whose probability of being 1 is `one / 65536`, 0 < one < 65536; returns it.
 
@@ -44,9 +44,10 @@ def code_bit(coder, buffer, bit, one):
     if coder[DECODING]:
         bit = 1 if coder[OFFSET] >= bound else 0
     if bit:
-        _narrow(coder, buffer, bound, coder[SPAN] - bound)
+        start, span = bound, coder[SPAN] - bound
     else:
-        _narrow(coder, buffer, 0, bound)
+        start, span = np.int64(0), bound
+    _narrow(coder, buffer, start, span)
     return bit
 
 
@@ -63,33 +64,35 @@ def code_uniform(coder, buffer, symbol, alphabet):
     return symbol
 
 
-@compiled
+@inlined
 def _narrow(coder, buffer, start, span):
     """Go to the part `[start, start + span)` of the interval, and let bytes that are certain leave the window."""
-    low = coder[LOW] + start
-    if coder[DECODING]:
-        low &= _TOP - 1
-        offset = coder[OFFSET] - start
-        while span < _SHRUNK:
-            at = coder[POSITION]
-            offset = offset << 8 | (np.int64(buffer[at]) if at < len(buffer) else 0)
-            coder[POSITION] = at + 1
-            low = low << 8 & (_TOP - 1)
-            span <<= 8
-        coder[OFFSET] = offset
-    else:
-        if low >= _TOP:
-            low -= _TOP
-            _carry(buffer, coder[POSITION])
-        while span < _SHRUNK:
-            at = coder[POSITION]
-            if at < len(buffer):
-                buffer[at] = low >> (WINDOW - 8)
-            coder[POSITION] = at + 1
-            low = low << 8 & (_TOP - 1)
-            span <<= 8
-    coder[LOW] = low
+    coder[LOW] += start
     coder[SPAN] = span
+    if coder[DECODING]:
+        coder[OFFSET] -= start
+    if coder[LOW] >= _TOP or span < _SHRUNK:  # seldom: a call of its own keeps what is inlined small
+        _shift(coder, buffer)
+
+
+@compiled
+def _shift(coder, buffer):
+    """Carry, and move the window by the bytes that are certain."""
+    low, span, at, offset = coder[LOW], coder[SPAN], coder[POSITION], coder[OFFSET]
+    decoding = coder[DECODING]
+    if low >= _TOP:
+        low -= _TOP
+        if not decoding:
+            _carry(buffer, at)
+    while span < _SHRUNK:
+        if decoding:
+            offset = offset << 8 | (np.int64(buffer[at]) if at < len(buffer) else 0)
+        elif at < len(buffer):
+            buffer[at] = low >> (WINDOW - 8)
+        at += 1
+        low = low << 8 & (_TOP - 1)
+        span <<= 8
+    coder[LOW], coder[SPAN], coder[POSITION], coder[OFFSET] = low, span, at, offset
 
 
 @compiled

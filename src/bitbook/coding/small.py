@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitbook.coding.compiled import compiled
-from bitbook.coding.logistic import STRETCH, log, squash
+from bitbook.coding.compiled import compiled, index, inlined
+from bitbook.coding.logistic import STRETCH, log, quotient, squash
 from bitbook.coding.mixing import Counters, code_counted, code_golomb, code_mixed
 from bitbook.coding.range_coder import DECODING, code_bit
 
@@ -44,6 +44,8 @@ _ODD_SIGNS, _ODD_SIZES = 3, UNARY  # contexts of odd levels, after all others
 _LIST = 32  # most recent non-zeros of a column, compared with
 _MOST_FOUND = 1 << 34
 _UNITY = 2839  # log(1 << 16)
+_FIVE, _THREE = (1, 4, 6, 4, 1), (0, 1, 2, 1, 0)
+_NEAREST, _WIDEST = 35, 24  # the most that `_surround` counts
 
 
 class Learnt(NamedTuple):
@@ -62,12 +64,6 @@ class Learnt(NamedTuple):
             Counters.fresh(_SIZE_CONTEXTS + _ODD_SIZES),
             np.tile(np.array(_SIZE_WEIGHTS, np.int64) << 8, (4, 1)),
         )
-
-
-@compiled
-def _ratio(found, expected, prior):
-    """Log of found / expected, each with the same prior count added."""
-    return log(found + prior) - log(expected + prior)
 
 
 @compiled
@@ -97,83 +93,132 @@ def _at(codes, i, j):
 
 
 @compiled
-def _blur(found, stride, blurred, weights):
-    """Binomial blurs of (cols,) over 5 and 3 columns each way, unnormalised, and their weights: both (2, cols)."""
-    cols = len(found)
-    line = np.zeros((2, cols), np.int64)
-    for j in range(cols):
-        for k in range(-2, 3):
-            if 0 <= j + k < cols:
-                line[0, j] += (6 if k == 0 else (4 if abs(k) == 1 else 1)) * found[j + k]
-                if abs(k) < 2:
-                    line[1, j] += (2 - abs(k)) * found[j + k]
-    if stride == 1:
-        blurred[:] = line
-        weights[0, :] = 16
-        weights[1, :] = 4
-        return
-    blurred[:] = 0
-    weights[:] = 0
-    for j in range(cols):
-        for k in range(-2, 3):
-            q = j + k * stride
-            if 0 <= q < cols:
-                w = 6 if k == 0 else (4 if abs(k) == 1 else 1)
-                blurred[0, j] += w * line[0, q]
-                weights[0, j] += 16 * w
-                if abs(k) < 2:
-                    blurred[1, j] += (2 - abs(k)) * line[1, q]
-                    weights[1, j] += 4 * (2 - abs(k))
+def _room(stride):
+    """Columns beyond either end of the grid that surroundings and blurs may touch."""
+    return 3 * stride + 4
 
 
 @compiled
-def _densities(found, total, stride, blurred, weights, densities):
-    """Log of each column's share of the non-zeros so far, by scale from coarse to fine: (4, cols).
+def _blur_weights(stride, weights):
+    """What counts of one would be at scales 9, 5, 3 (blurred, but for the sides of an image) and 1: (4, cols)."""
+    cols = weights.shape[1]
+    weights[3] = 1
+    for j in range(cols):
+        for y in range(-2, 3):
+            if stride == 1 and y == 0:
+                weights[1, j] = 16
+                weights[2, j] = 4
+            if stride > 1 and 0 <= j + y * stride < cols:
+                weights[1, j] += 16 * _FIVE[y + 2]
+                weights[2, j] += 4 * _THREE[y + 2]
+    for j in range(cols):
+        weights[0, j] = 2 * weights[1, j]
+        for q in (j - 3, j + 3, j - 3 * stride, j + 3 * stride):
+            if 0 <= q < cols:
+                weights[0, j] += weights[1, q]
 
-    Each scale is a posterior mean whose prior is the next coarser one; what is written is the step between the two.
+
+@compiled
+def _blur(blurred, cols, j, count, stride):
+    """Add `count` at column j to binomial blurs over 5 and 3 columns and image rows, unnormalised.
+
+    `blurred` has a row for each, and on both sides room for what is beyond the grid, which stays zero.
     """
+    room = _room(stride)
+    for x in range(-2, 3):
+        if not 0 <= j + x < cols:
+            continue
+        if stride == 1:
+            blurred[0, room + j + x] += _FIVE[x + 2] * count
+            blurred[1, room + j + x] += _THREE[x + 2] * count
+            continue
+        for y in range(-2, 3):
+            q = j + x + y * stride
+            if 0 <= q < cols:
+                blurred[0, room + q] += _FIVE[x + 2] * _FIVE[y + 2] * count
+                blurred[1, room + q] += _THREE[x + 2] * _THREE[y + 2] * count
+
+
+@compiled
+def _refine(found, weights, mean, prior, means, logs, densities):
+    """From one scale to the next: `means` and their `logs` become those of this scale, `densities` the steps.
+
+    Each scale is a posterior mean whose prior is the next coarser one.
+    """
+    for j in range(len(means)):
+        means[j] = quotient((found[j] << 16) + prior * means[j], mean * weights[j] + prior)
+    for j in range(len(means)):
+        finer = log(means[j] + 1)
+        densities[j] = finer - logs[j]
+        logs[j] = finer
+
+
+@compiled
+def _densities(found, total, stride, blurred, weights, means, logs, densities):
+    """Log of each column's share of the non-zeros so far, by scale from coarse to fine: (4, cols)."""
     cols = len(found)
     mean = total // cols
+    means[:] = 1 << 16
+    logs[:] = _UNITY
     if stride:
-        _blur(found, stride, blurred, weights)
-    for j in range(cols):
-        r3 = np.int64(1 << 16)
-        last = np.int64(_UNITY)
-        if stride:
-            t9 = 2 * blurred[0, j]
-            w9 = 2 * weights[0, j]
-            for q in (j - 3, j + 3, j - 3 * stride, j + 3 * stride):
-                if 0 <= q < cols:
-                    t9 += blurred[0, q]
-                    w9 += weights[0, q]
-            r9 = ((t9 + (_PRIOR_9 << 3)) << 16) // (mean * w9 + (_PRIOR_9 << 3))
-            r5 = ((blurred[0, j] << 16) + (_PRIOR_5 << 3) * r9) // (mean * weights[0, j] + (_PRIOR_5 << 3))
-            r3 = ((blurred[1, j] << 16) + (_PRIOR_3 << 2) * r5) // (mean * weights[1, j] + (_PRIOR_3 << 2))
-            l9, l5, last = log(r9 + 1), log(r5 + 1), log(r3 + 1)
-            densities[0, j] = l9 - _UNITY
-            densities[1, j] = l5 - l9
-            densities[2, j] = last - l5
-        r1 = ((found[j] << 16) + _PRIOR_1 * r3) // (mean + _PRIOR_1)
-        densities[3, j] = log(r1 + 1) - last
+        room = _room(stride)
+        fine, coarse = blurred[0], blurred[2]
+        for j in range(room, room + cols):
+            beside, above = fine[j - 3] + fine[j + 3], fine[j - 3 * stride] + fine[j + 3 * stride]
+            coarse[j] = 2 * fine[j] + beside + above
+        _refine(blurred[2, room:], weights[0], mean, _PRIOR_9 << 3, means, logs, densities[0])
+        _refine(blurred[0, room:], weights[1], mean, _PRIOR_5 << 3, means, logs, densities[1])
+        _refine(blurred[1, room:], weights[2], mean, _PRIOR_3 << 2, means, logs, densities[2])
+    _refine(found, weights[3], mean, _PRIOR_1, means, logs, densities[3])
 
 
 @compiled
-def _surroundings(codes, expected, i, j, stride):
-    """Non-zeros before (i, j) within 3 columns and 3 image rows: found and expected, weighted by nearness and not."""
-    near_found = near = wide_found = wide = np.int64(0)
+def _neighbours(stride, cols):
+    """How far before a column are those left, up, up left, up right, two left and two up: (6,); `cols` is nowhere."""
+    if stride > 1:
+        return np.array((1, stride, stride + 1, stride - 1, 2, 2 * stride))
+    return np.array((1, 3, 4, cols, 2, cols))
+
+
+@compiled
+def _nearness(x, y):
+    """Weight of what is x columns beside and y image rows above, in the surroundings."""
+    return max((5 if y else 4) - y - abs(x), 0)
+
+
+@compiled
+def _surround(near, wide, j, stride):
+    """Count a non-zero at j in the surroundings of the columns after it: within 3 columns and 3 image rows.
+
+    `near` is weighted by nearness, `wide` is not: (cols + room,) both.
+    """
     for y in range(4 if stride > 1 else 1):
-        for x in range(-3, 4 if y else 0):
-            q = j - y * stride + x
-            if q < 0 or q >= j:  # an image row may be shorter than the surroundings are wide
-                continue
-            w = max((5 if y else 4) - y - abs(x), 0)
-            e = expected[q]
-            wide += e
-            near += w * e
-            if codes[i, q]:
-                wide_found += 1
-                near_found += w
-    return near_found << _Q, near, wide_found << _Q, wide
+        for x in range(-3 if y else 1, 4):
+            q = j + y * stride + x
+            if q > j:  # an image row may be shorter than the surroundings are wide
+                near[q] += _nearness(x, y)
+                wide[q] += 1
+
+
+@inlined
+def _expect(sums, ramps, at, stride):
+    """What is expected in the surroundings of the column `at`: weighted by nearness, and not.
+
+    `sums` are of all that is expected before a column, `ramps` of `sums` up to a column; both begin with room.  A
+    difference of sums is a sum over a window, a second difference of ramps one weighted by a triangle.
+    """
+    near = 4 * sums[index(at)] - ramps[index(at)] + ramps[index(at - 4)]
+    wide = sums[index(at)] - sums[index(at - 3)]
+    if stride > 1:
+        if stride < 4:  # windows reach beyond what is known, which is nothing yet
+            for x in range(1, 5 - stride):
+                sums[index(at + x)] = sums[index(at)]
+                ramps[index(at + x)] = ramps[index(at)] + x * sums[index(at)]
+        for y in range(1, 4):
+            q = at - y * stride
+            near += ramps[index(q + 5 - y)] - 2 * ramps[index(q)] + ramps[index(q - 5 + y)]
+            wide += sums[index(q + 4)] - sums[index(q - 3)]
+    return near, wide
 
 
 @compiled
@@ -231,25 +276,46 @@ def code_grid(coder, buffer, codes, stride, low, high, machine, odd, row_links, 
     touches = 0
     shared = np.zeros(rows, np.int64)  # per row before: non-zeros shared with this one, and equal signs less unequal
     agreement = np.zeros(rows, np.int64)
-    blurred = np.zeros((2, cols), np.int64)
-    blur_weights = np.zeros((2, cols), np.int64)
+    room = _room(stride)
+    blurred = np.zeros((3, room + cols + room), np.int64)
+    blur_weights = np.zeros((4, cols), np.int64)
+    means = np.zeros(cols, np.int64)
+    logs = np.zeros(cols, np.int64)
+    _blur_weights(stride, blur_weights)
     densities = np.zeros((4, cols), np.int64)
-    expected = np.zeros(cols, np.int64)
-    link_found = np.zeros((2, LINKS), np.int64)
-    link_expected = np.zeros((2, LINKS), np.int64)
-    pattern_found = np.zeros((3, 64), np.int64)
-    pattern_expected = np.zeros((3, 64), np.int64)
+    neighbours = _neighbours(stride, cols)
+    near_found = np.zeros(cols + room, np.int64)  # per column: what the columns before it have told it
+    wide_found = np.zeros(cols + room, np.int64)
+    pattern = np.zeros(cols, np.int64)  # bits of `neighbours` that are not zero
+    nearest = np.zeros(cols, np.int64)
+    further = np.zeros(cols, np.int64)
+    above_pattern = np.zeros(cols, np.int64)
+    sums = np.zeros(room + cols + room, np.int64)
+    ramps = np.zeros(room + cols + room, np.int64)
+    near_logs = np.array([log((n << _Q) + _PRIOR_NEAR) for n in range(_NEAREST + 1)])
+    wide_logs = np.array([log((n << _Q) + _PRIOR_WIDE) for n in range(_WIDEST + 1)])
+    link_found = np.full((2, LINKS), _PRIOR_LINK, np.int64)
+    link_logs = np.full((2, LINKS), log(_PRIOR_LINK), np.int64)  # of link_found, as they are seldom another
+    link_expected = np.full((2, LINKS), _PRIOR_LINK, np.int64)
+    pattern_found = np.full((3, 64), _PRIOR_PATTERN, np.int64)
+    pattern_logs = np.full((3, 64), log(_PRIOR_PATTERN), np.int64)
+    pattern_expected = np.full((3, 64), _PRIOR_PATTERN, np.int64)
+    pattern_found[1] = pattern_expected[1] = _PRIOR_ABOVE
+    pattern_logs[1] = log(_PRIOR_ABOVE)
 
     nonzeros = np.full(2, _FIRST, np.int64)  # of even and of odd levels
     symbols = np.full(2, _FIRST << _FIRST_DENSITY, np.int64)
+    shares = (nonzeros << 16) // symbols
     place = parity = np.int64(0)  # in the machine
     total = np.int64(0)  # non-zeros of all rows before
     row_found = row_expected = np.int64(0)
     for i in range(rows):
         if total:
-            _densities(found, total, stride, blurred, blur_weights, densities)
-        before = _ratio(row_found, row_expected, _PRIOR_BEFORE)
+            _densities(found, total, stride, blurred, blur_weights, means, logs, densities)
+        before = log(row_found + _PRIOR_BEFORE) - log(row_expected + _PRIOR_BEFORE)
         row_found = row_expected = row_balance = row_excess = np.int64(0)
+        row_log = log(_PRIOR_ROW)
+        near_found[:] = wide_found[:] = pattern[:] = nearest[:] = further[:] = 0
         for k in range(touches):
             shared[touched[k]] = 0
             agreement[touched[k]] = 0
@@ -263,40 +329,31 @@ def code_grid(coder, buffer, codes, stride, low, high, machine, odd, row_links, 
             f[4] = densities[3, j]
             if len(machine):
                 parity = place & 1
-            odds = weights[0] * STRETCH[(nonzeros[parity] << 16) // symbols[parity]]
+            odds = weights[0] * STRETCH[shares[parity]]
             odds += weights[1] * f[1] + weights[2] * f[2] + weights[3] * f[3] + weights[4] * f[4]
             by_column = squash(odds >> 16) >> 4
-            f[5] = _ratio(link_found[0, kr], link_expected[0, kr], _PRIOR_LINK) if kr >= 0 else 0
-            f[6] = _ratio(link_found[1, kc], link_expected[1, kc], _PRIOR_LINK) if kc >= 0 else 0
+            f[5] = link_logs[0, kr] - log(link_expected[0, kr]) if kr >= 0 else 0
+            f[6] = link_logs[1, kc] - log(link_expected[1, kc]) if kc >= 0 else 0
             odds += weights[5] * f[5] + weights[6] * f[6]
             by_link = squash(odds >> 16) >> 4
             f[7] = before
-            f[8] = _ratio(row_found, row_expected, _PRIOR_ROW)
+            f[8] = row_log - log(row_expected + _PRIOR_ROW)
             odds += weights[7] * f[7] + weights[8] * f[8]
-            expected[j] = squash(odds >> 16) >> 4
-            near_found, near, wide_found, wide = _surroundings(codes, expected, i, j, stride)
-            f[9] = _ratio(near_found, near, _PRIOR_NEAR)
-            f[10] = _ratio(wide_found, wide, _PRIOR_WIDE)
+            by_row = squash(odds >> 16) >> 4
+            at = j + room
+            near, wide = _expect(sums, ramps, at, stride)
+            sums[at + 1] = sums[at] + by_row
+            ramps[at + 1] = ramps[at] + sums[at + 1]
+            f[9] = near_logs[index(near_found[j])] - log(near + _PRIOR_NEAR)
+            f[10] = wide_logs[index(wide_found[j])] - log(wide + _PRIOR_WIDE)
             odds += weights[9] * f[9] + weights[10] * f[10]
             by_surroundings = squash(odds >> 16) >> 4
 
-            left, left2 = _at(codes, i, j - 1), _at(codes, i, j - 2)
-            if stride > 1:
-                up, up2 = _at(codes, i, j - stride), _at(codes, i, j - 2 * stride)
-                up_left, up_right = _at(codes, i, j - stride - 1), _at(codes, i, j - stride + 1)
-            else:
-                up, up2, up_left, up_right = _at(codes, i, j - 3), np.int64(0), _at(codes, i, j - 4), np.int64(0)
-            above, above2 = _at(codes, i - 1, j), _at(codes, i - 2, j)
-            a = (1 if left else 0) + (2 if up else 0) + (4 if up_left else 0)
-            a += (8 if up_right else 0) + (16 if left2 else 0) + (32 if up2 else 0)
-            b = (1 if above else 0) + (2 if above2 else 0)
-            b += (4 if _at(codes, i - 1, j - 1) else 0) + (8 if _at(codes, i - 1, j + 1) else 0)
-            nearest = abs(left) + abs(up)
-            further = abs(up_left) + abs(up_right) + abs(left2) + abs(up2)
-            c = min(nearest, 7) * 8 + min(further, 7)
-            f[11] = _ratio(pattern_found[0, a], pattern_expected[0, a], _PRIOR_PATTERN)
-            f[12] = _ratio(pattern_found[1, b], pattern_expected[1, b], _PRIOR_ABOVE)
-            f[13] = _ratio(pattern_found[2, c], pattern_expected[2, c], _PRIOR_PATTERN)
+            a, b = index(pattern[j]), index(above_pattern[j])
+            c = index(min(nearest[j], 7) * 8 + min(further[j], 7))
+            f[11] = pattern_logs[0, a] - log(pattern_expected[0, a])
+            f[12] = pattern_logs[1, b] - log(pattern_expected[1, b])
+            f[13] = pattern_logs[2, c] - log(pattern_expected[2, c])
             odds += weights[11] * f[11] + weights[12] * f[12] + weights[13] * f[13]
 
             value = np.int64(codes[i, j])
@@ -306,6 +363,9 @@ def code_grid(coder, buffer, codes, stride, low, high, machine, odd, row_links, 
             for k in range(1, len(f)):
                 weights[k] += (f[k] * error + (1 << 17)) >> 18
             symbols[parity] += 1 << _Q
+            nonzeros[parity] += nonzero << _Q
+            if nonzero or shares[parity] * symbols[parity] > nonzeros[parity] << 16:  # else it is as it was
+                shares[parity] = (nonzeros[parity] << 16) // symbols[parity]
             row_expected += by_link
             if kr >= 0:
                 link_expected[0, kr] += by_column
@@ -319,22 +379,25 @@ def code_grid(coder, buffer, codes, stride, low, high, machine, odd, row_links, 
                 if len(machine):
                     sign = np.int64(0)
                     if parity:
-                        context = _SIGN_CONTEXTS + 1 + _sign(left)
+                        context = _SIGN_CONTEXTS + 1 + _sign(_at(codes, i, j - 1))
                         negative = code_counted(coder, buffer, 1 if odd[i, j] < 0 else 0, signs, context, _SIGN_LIMIT)
                         sign = np.int64(1 - 2 * negative)
                     odd[i, j] = sign
                     place = machine[place, (sign - parity) >> 1 & 1]
                 continue
-            nonzeros[parity] += 1 << _Q
             row_found += 1 << _Q
+            row_log = log(row_found + _PRIOR_ROW)
             if kr >= 0:
                 link_found[0, kr] += 1 << _Q
+                link_logs[0, kr] = log(link_found[0, kr])
             if kc >= 0:
                 link_found[1, kc] += 1 << _Q
-            pattern_found[0, a] += 1 << _Q
-            pattern_found[1, b] += 1 << _Q
-            pattern_found[2, c] += 1 << _Q
+                link_logs[1, kc] = log(link_found[1, kc])
+            for n, context in enumerate((a, b, c)):
+                pattern_found[n, context] += 1 << _Q
+                pattern_logs[n, context] = log(pattern_found[n, context])
 
+            above, above2 = _at(codes, i - 1, j), _at(codes, i - 2, j)
             members = min(held[j], _LIST)
             negative = 1 if value < 0 else 0
             if low < 0 and high > 0:
@@ -349,6 +412,9 @@ def code_grid(coder, buffer, codes, stride, low, high, machine, odd, row_links, 
                 for k in range(members):
                     alike += agreement[holders[j, k]] * _sign(codes[holders[j, k], j])
                     asked += shared[holders[j, k]]
+                left, up = _at(codes, i, j - neighbours[0]), _at(codes, i, j - neighbours[1])
+                up_left, up_right = _at(codes, i, j - neighbours[2]), _at(codes, i, j - neighbours[3])
+                left2, up2 = _at(codes, i, j - neighbours[4]), _at(codes, i, j - neighbours[5])
                 nearer = _sign(left) + _sign(up)
                 farther = _sign(up_left) + _sign(up_right) + _sign(left2) + _sign(up2)
                 sign_at[0] = _SIGN_AT[0]
@@ -380,11 +446,11 @@ def code_grid(coder, buffer, codes, stride, low, high, machine, odd, row_links, 
                 first = 64 * (k - 1)
                 size_at[0] = _SIZE_CONTEXTS + k - 1 if parity else first
                 size_at[1] = first + 1 + negative
-                size_at[2] = first + 3 + min(nearest, 5)
+                size_at[2] = first + 3 + min(nearest[j], 5)
                 size_at[3] = first + 10 + size_row
                 size_at[4] = first + 17 + size_col
                 size_at[5] = first + 24 + likely
-                size_at[6] = first + 36 + 4 * min(abs(above), 3) + min(further, 3)
+                size_at[6] = first + 36 + 4 * min(abs(above), 3) + min(further[j], 3)
                 more = 1 if size > k else 0
                 mixer = size_weights[min(k - 1, 3)]
                 if not code_mixed(coder, buffer, more, sizes, size_at, mixer, size_inputs, _SIZE_RATE, _SIZE_LIMIT):
@@ -401,6 +467,16 @@ def code_grid(coder, buffer, codes, stride, low, high, machine, odd, row_links, 
             if len(machine):
                 odd[i, j] = sign * parity
                 place = machine[place, (2 * sign * k + sign * parity - parity) >> 1 & 1]
+            size = abs(np.int64(codes[i, j]))
+            _surround(near_found, wide_found, j, stride)
+            for n in range(len(neighbours)):
+                q = j + neighbours[n]
+                if q < cols:
+                    pattern[q] += 1 << n
+                    if n < 2:
+                        nearest[q] += size
+                    else:
+                        further[q] += size
             row_balance += sign
             row_excess += min(k - 1, 255)
             for q in range(members):
@@ -413,9 +489,19 @@ def code_grid(coder, buffer, codes, stride, low, high, machine, odd, row_links, 
             holders[j, held[j] % _LIST] = i
             held[j] += 1
         for j in range(cols):
+            above_pattern[j] = (above_pattern[j] & 1) << 1
+        for j in range(cols):
             value = np.int64(codes[i, j])
             if value:
-                found[j] = min(found[j] + (1 << _Q), _MOST_FOUND)
+                above_pattern[j] += 1
+                if j + 1 < cols:
+                    above_pattern[j + 1] += 4
+                if j:
+                    above_pattern[j - 1] += 8
+                count = min(1 << _Q, _MOST_FOUND - found[j])
+                found[j] += count
+                if stride:
+                    _blur(blurred, cols, j, count, stride)
                 balance[j] += _sign(value)
                 excess[j] += min(abs(value) - 1, 255)
                 total += 1 << _Q

@@ -141,8 +141,8 @@ class ECSQ(Quantizer):
     def decode(self, codes: Mapping[str, Tensor], side: Mapping[str, Tensor], shape: Shape) -> Tensor:
         grid = Grid.of(shape, self.block, pad=self.pad)
         signed = grid.split(codes["codes"])
-        value = point_values(signed.abs(), side["points"])
-        return grid.join(torch.where(signed < 0, -value, value), shape)
+        value = point_values(signed.abs(), side["points"]) * signed.sign()
+        return grid.join(value, shape)
 
     def part(
         self, shape: Shape, side: Mapping[str, Tensor], start: int, stop: int
@@ -274,9 +274,7 @@ def point_values(size: Int[Tensor, "blocks n"], points: F32[Tensor, "blocks poin
     """The points of magnitudes; differentiable in the points."""
     count = points.shape[1]
     table = torch.cat([torch.zeros_like(points[:, :1]), points], 1)
-    within = size.clamp_max(count).long()
-    value = table.gather(1, within)
-    beyond = size - within
-    if bool(beyond.any()):
-        value = value + beyond * (table[:, -1:] - table[:, -2:-1])
+    value = table.gather(1, size.clamp_max(count).long())
+    if size.numel() and int(size.max()) > count:
+        value = value + (size - count).clamp_min(0) * (table[:, -1:] - table[:, -2:-1])
     return value
