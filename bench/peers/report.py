@@ -118,8 +118,10 @@ def _record(network: Network, row: Row, before: float | None) -> list[Any]:
 
 
 def _document(rows: Mapping[str, Sequence[Row]], folder: Path) -> list[str]:
-    versions = {row.tool: row.version for own in rows.values() for row in own[1:]}
-    tools_used = ", ".join(f"{tool} {version}" for tool, version in versions.items())
+    versions: dict[str, dict[str, None]] = {}
+    for row in (row for own in rows.values() for row in own[1:]):
+        versions.setdefault(row.tool, {})[row.version] = None
+    tools_used = ", ".join(f"{tool} {' and '.join(found)}" for tool, found in versions.items())
     text = [INTRODUCTION.format(torch=torch.__version__, tools=tools_used).strip()]
     if absent := [name for name in NETWORKS if name not in rows]:
         text += ["", f"Not measured here: {', '.join(absent)}."]

@@ -144,17 +144,18 @@ def test_documents(network: Network, tmp_path: Path) -> None:
     absent = [Row("fake", "Absent", "2", {"bits": 3}, reason="it does not install: no wheel")]
     partly = [Row("fake", "Fake", "1.0", {"bits": 9}, reason="it broke")]
     rows = [float_row, *rows_of((500, 90.0), (300, 89.75)), *partly, *absent]
-    report.write({"fake": rows}, tmp_path)
+    newer = Row("fake", "Fake", "1.1", {"bits": 7}, 450, 0.5, 80.0)
+    report.write({"fake": [*rows, newer]}, tmp_path)
     text = (tmp_path / "peers.md").read_text()
     assert "| Fake | 50.0 % | 500 (90.00) | 300 (89.75) |" in text
     assert "| Absent | – | not run: it does not install: no wheel | |" in text
     assert "- Fake, bits 9: not run: it broke" in text
-    assert "Tools: Fake 1.0, Absent 2." in text
+    assert "Tools: Fake 1.0 and 1.1, Absent 2." in text
     assert "](peers-fake.svg)" in text
     assert (tmp_path / "peers-fake.svg").exists()
     with (tmp_path / "peers.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [line["bytes"] for line in lines] == ["1000", "500", "300", "", ""]
+    assert [line["bytes"] for line in lines] == ["1000", "500", "300", "", "", "450"]
     assert lines[2]["loss"] == "0.2500"
     assert lines[4]["reason"] == "it does not install: no wheel"
 
