@@ -376,13 +376,13 @@ def _parameters(model: nn.Module) -> Iterator[list[Place]]:
 
 def _refuse_packed(model: nn.Module) -> None:
     """Raise `PlanError` where tensors are neither parameters nor slots that train: they would be lost in silence."""
-    from bitbook.runtime.packed import Packed  # which is loaded with what imports this module
+    from bitbook.runtime.layers import packed_tensors  # which imports what this module does
 
-    for name, module in model.named_modules():
-        if isinstance(module, Packed):
-            whose = name.removesuffix(".packed").replace(f".{SLOTS}", "")
+    for prefix, module in model.named_modules():
+        for attribute in packed_tensors(module):
+            name = f"{prefix}.{attribute}".removeprefix(".")
             raise PlanError(
-                f"{whose}: computes from packed codes, which are for inference; load the file with resident='dense' to "
+                f"{name}: computes from packed codes, which are for inference; load the file with resident='dense' to "
                 "quantize, train or freeze the model"
             )
 

@@ -65,19 +65,12 @@ class Rows(Packed):
     def select(self, index: Int[Tensor, " some"]) -> F32[Tensor, "some cols"]:
         return self.centroids.select(self.labels[index])
 
-    def linear(self, x: F32[Tensor, "batch cols"], bias: F32[Tensor, " rows"] | None) -> F32[Tensor, "batch rows"]:
-        if not is_plain(x):
-            return self._by_torch(x, bias)
-        if self._prepared is None:
-            self._prepared = self._native() or self._by_torch
-        return self._prepared(x, bias)
-
     def _by_torch(self, x: Tensor, bias: Tensor | None) -> Tensor:
         y = self.centroids.linear(x, None).index_select(1, self.labels)
         return y if bias is None else y.add_(bias)
 
-    def _native(self) -> Product | None:
-        """The product by native.c: all of it where centroids are floats, otherwise what follows the centroids' own."""
+    def _product(self) -> Product | None:
+        """By native.c: all of it where centroids are floats, otherwise what follows the centroids' own."""
         library, centroids = native.compiled(), self.centroids
         if library is None or not self.labels.is_cpu:
             return None
@@ -154,7 +147,7 @@ class Vectors(Packed):
         most = MOST_LOOKED_UP if self.codes.bits > 4 else MOST_PERMUTED
         prepared = self._native() if len(x) <= most and is_plain(x) else None
         if prepared is None:
-            return super().linear(x, bias)
+            return self._by_torch(x, bias)
         return prepared[2](x, bias)
 
     def _native(self) -> tuple[Any, Any, Product] | None:

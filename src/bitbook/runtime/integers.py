@@ -9,19 +9,19 @@ What training simulated with rounded floats, up to the rounding of its own sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float as F32
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitbook.artifact import QuantizedInput
 from bitbook.quantizer import FitOptions, Range
 from bitbook.runtime import native
 from bitbook.runtime.levels import Levels
-from bitbook.runtime.products import Product, is_plain, native_product
+from bitbook.runtime.products import Prepared, Product, native_product
 from bitbook.scalar.uniform import Uniform
 
 _LARGEST_SUM = (1 << 31) - 1
@@ -35,7 +35,7 @@ class Rounded(NamedTuple):
     scale: F32[Tensor, ""]
 
 
-class Integers(nn.Module):
+class Integers(Prepared):
     """The product of a quantized input with weights of evenly spaced levels; `of` says which it serves."""
 
     how = "integer arithmetic"
@@ -51,7 +51,6 @@ class Integers(nn.Module):
         self.side = {name: side.decode() for name, side in quantized.side.items()}
         self.register_buffer("zeros", zeros)
         self.register_buffer("sums", self._whole(0, weights.rows).sum(1, dtype=torch.int32))
-        self._prepared: Product | None = None
 
     @classmethod
     def of(cls, weights: Levels, quantized: QuantizedInput) -> Integers | None:
@@ -73,14 +72,6 @@ class Integers(nn.Module):
         if 2 * recipe.alphabet * largest * weights.cols > _LARGEST_SUM:
             return None
         return cls(weights, quantized, recipe, zeros, factor)
-
-    def linear(self, x: F32[Tensor, "batch cols"], bias: F32[Tensor, " rows"] | None) -> F32[Tensor, "batch rows"]:
-        """`x̂ · wᵀ + bias`."""
-        if not is_plain(x):
-            return self._by_torch(x, bias)
-        if self._prepared is None:
-            self._prepared = self._native() or self._by_torch
-        return self._prepared(x, bias)
 
     def _by_torch(self, x: Tensor, bias: Tensor | None) -> Tensor:
         y = self.reference(x)[1]
@@ -116,8 +107,7 @@ class Integers(nn.Module):
         blocks = torch.arange(self.weights.rows, device=self.zeros.device) // self.weights.block[0]
         return self.weights.scale.float()[blocks, 0]
 
-    def _native(self) -> Product | None:
-        """The product by native.c."""
+    def _product(self) -> Product | None:
         library, weights = native.compiled(), self.weights
         if library is None or not self.zeros.is_cpu or self.rule not in _RULES:
             return None
@@ -137,13 +127,6 @@ class Integers(nn.Module):
             given.get("zero_point", 0.0),
         )
         return native_product(library.integers_linear, structure, kept, weights.rows, weights.rows * weights.cols)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_prepared": None}  # addresses of memory
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Integers:
-        self._prepared = None
-        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f"input {self.recipe!r}"

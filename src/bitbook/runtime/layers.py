@@ -42,7 +42,7 @@ class PackedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """All weights as floats, decoded anew."""
-        return _decoded(self.packed)
+        return decoded(self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
@@ -73,7 +73,7 @@ class PackedEmbedding(nn.Embedding):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """All rows as floats, decoded anew."""
-        return _decoded(self.packed)
+        return decoded(self.packed)
 
     def forward(self, index: Tensor) -> Tensor:
         flat = index.reshape(-1).long()
@@ -92,7 +92,7 @@ class Decoded(nn.Module):
         self.packed = packed
 
     def forward(self) -> Tensor:
-        return _decoded(self.packed)
+        return decoded(self.packed)
 
 
 CHILDREN = ("packed", "integers", SLOTS)
@@ -126,7 +126,8 @@ def serves(module: nn.Module, attribute: str) -> bool:
     return type(module) is nn.Linear
 
 
-def _decoded(packed: Packed) -> Tensor:
+def decoded(packed: Packed) -> Tensor:
+    """The whole tensor, in the type in which the model works."""
     return packed.decode().to(packed.dtype)
 
 

@@ -23,7 +23,7 @@ from bitbook.runtime import native
 from bitbook.runtime.loops import LANES, loops
 from bitbook.runtime.packed import Packed
 from bitbook.runtime.packing import PackedCodes, Unit
-from bitbook.runtime.products import Product, is_plain, native_product
+from bitbook.runtime.products import Product, native_product
 from bitbook.scalar.ecsq import ECSQ, point_values
 from bitbook.scalar.levels import Binary, Ternary
 from bitbook.scalar.table import PowersOfTwo, Table
@@ -95,12 +95,8 @@ class Levels(Packed):
     def select(self, index: Int[Tensor, " some"]) -> F32[Tensor, "some cols"]:
         return self._decoded(self.codes.select(index), index)
 
-    def linear(self, x: F32[Tensor, "batch cols"], bias: F32[Tensor, " rows"] | None) -> F32[Tensor, "batch rows"]:
-        if not is_plain(x):
-            return super().linear(x, bias)
-        if self._prepared is None:
-            self._prepared = self._native() or self._compiled() or super().linear
-        return self._prepared(x, bias)
+    def _product(self) -> Product | None:
+        return self._native() or self._compiled()
 
     def _native(self) -> Product | None:
         """The product by native.c."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float as F32
@@ -21,6 +20,7 @@ from bitbook.errors import ModelMismatch
 from bitbook.quantizer import Quantized, Quantizer, select_rows
 from bitbook.runtime.loops import LANES
 from bitbook.runtime.packing import PackedCodes
+from bitbook.runtime.products import Prepared
 from bitbook.scalar.leaves import Float
 
 TILE = 1 << 19
@@ -29,7 +29,7 @@ TILE = 1 << 19
 _SAME = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
-class Packed(nn.Module, ABC):
+class Packed(Prepared, ABC):
     """A tensor as codes, with what gives them back.
 
     Everything it needs are buffers: `.to(device)` moves it, and a change of the floating-point type leaves them alone.
@@ -45,7 +45,6 @@ class Packed(nn.Module, ABC):
         super().__init__()
         self.recipe, self.shape = recipe, shape
         self.rows, self.cols = matrix_shape(shape)
-        self._prepared: Any = None
 
     @abstractmethod
     def tile(self, start: int, stop: int) -> F32[Tensor, "some cols"]:
@@ -64,8 +63,8 @@ class Packed(nn.Module, ABC):
         """Rows by their numbers."""
         return self.tile(0, self.rows)[index]
 
-    def linear(self, x: F32[Tensor, "batch cols"], bias: F32[Tensor, " rows"] | None) -> F32[Tensor, "batch rows"]:
-        """`x · wᵀ + bias`; the reference here, which decodes some rows after the other."""
+    def _by_torch(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The reference, which decodes some rows after the other."""
         y = x.new_empty(len(x), self.rows)
         step = self.tile_rows
         for start in range(0, self.rows, step):
@@ -93,11 +92,7 @@ class Packed(nn.Module, ABC):
         widths = [(m.bits, m.low) for m in self.modules() if isinstance(m, PackedCodes)]
         return f"{self.recipe!r}, shape {self.shape}, (bits, least) {widths}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": None}  # addresses of memory
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Packed:
-        self._prepared = None
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         own, self._buffers = self._buffers, {}
         try:

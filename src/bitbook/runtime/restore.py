@@ -20,7 +20,7 @@ from bitbook.errors import PlanError
 from bitbook.quantizer import Quantized
 from bitbook.runtime.forms import pack_tensor
 from bitbook.runtime.integers import Integers
-from bitbook.runtime.layers import Decoded, PackedEmbedding, PackedLinear, give_back, packed_tensors, serves
+from bitbook.runtime.layers import Decoded, PackedEmbedding, PackedLinear, decoded, give_back, packed_tensors, serves
 from bitbook.runtime.packed import Packed
 from bitbook.slot import attach
 
@@ -84,7 +84,7 @@ def decode_(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         for attribute, packed in packed_tensors(module).items():
             if packed not in parameters:
-                parameters[packed] = nn.Parameter(packed.decode().to(packed.dtype), requires_grad=False)
+                parameters[packed] = nn.Parameter(decoded(packed), requires_grad=False)
             give_back(module, attribute, parameters[packed])
     model.__dict__.pop(_RESIDENCE, None)
     return model
